@@ -1,0 +1,1 @@
+"""The engine: models in, models out. It knows nothing of suites, results, MLflow or lm-eval."""

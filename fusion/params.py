@@ -1,0 +1,146 @@
+"""Parameters of methods, builders and measures: declared once as frozen dataclasses, checked everywhere from there.
+
+    @dataclass(frozen=True)
+    class Params:
+        density: float = param(0.5, low=0.0, high=1.0, help="share of each task vector that is kept")
+
+A field named with a trailing underscore (`lambda_`) is written without it in YAML (`lambda`).
+"""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what the user wrote.
+
+    `key` is the path inside the given mapping (empty: the mapping itself); `on_key` says that the key is at fault
+    rather than its value.
+    """
+
+    key: tuple[str | int, ...]
+    message: str
+    hint: str | None = None
+    on_key: bool = False
+
+
+def param(
+    default: Any = MISSING, *, low: float | None = None, high: float | None = None, open_low: bool = False, help: str
+) -> Any:
+    """A parameter with its range (inclusive; `open_low` leaves `low` itself out) and its meaning in one line."""
+    return field(default=default, metadata={"low": low, "high": high, "open_low": open_low, "help": help})
+
+
+def yaml_name(f: Field[Any]) -> str:
+    """The name a user writes for a field."""
+    return f.name.rstrip("_")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint for a misspelt name, or the list of the names there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"known: {', '.join(names)}" if names else None
+
+
+def fill(params: type, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Check what was given against a dataclass of parameters and fill in the defaults.
+
+    Returns (values by the name a user writes, problems). The values are complete only when there are no problems.
+    """
+    known = {yaml_name(f): f for f in fields(params)}
+    hints = get_type_hints(params)
+    problems = [
+        Problem((key,), f"unknown parameter '{key}'", did_you_mean(str(key), known), on_key=True)
+        for key in given
+        if key not in known
+    ]
+    values: dict[str, Any] = {}
+    for name, f in known.items():
+        if name in given:
+            value, problem = _check(given[name], hints[f.name], f)
+            values[name] = value
+            if problem:
+                problems.append(Problem((name,), f"'{name}' {problem}"))
+        elif f.default is not MISSING:
+            values[name] = f.default
+        else:
+            problems.append(Problem((), f"parameter '{name}' is missing", f"{name}: {f.metadata.get('help', '')}"))
+    return values, problems
+
+
+def build(params: type, values: Mapping[str, Any]) -> Any:
+    """The dataclass from values that `fill` has checked."""
+    return params(**{f.name: values[yaml_name(f)] for f in fields(params)})
+
+
+def describe(params: type) -> list[dict[str, Any]]:
+    """Name, type, default, range and help of every parameter, for `fuse-bench methods` and the JSON Schema."""
+    hints = get_type_hints(params)
+    return [
+        {
+            "name": yaml_name(f),
+            "type": type_name(hints[f.name]),
+            "required": f.default is MISSING,
+            "default": None if f.default is MISSING else f.default,
+            "low": f.metadata.get("low"),
+            "high": f.metadata.get("high"),
+            "choices": choices_of(hints[f.name]),
+            "help": f.metadata.get("help", ""),
+        }
+        for f in fields(params)
+    ]
+
+
+def choices_of(hint: Any) -> list[Any] | None:
+    """The values of a Literal type, or None."""
+    return list(get_args(hint)) if get_origin(hint) is Literal else None
+
+
+def type_name(hint: Any) -> str:
+    """A type as a user would call it."""
+    if get_origin(hint) is Literal:
+        return " | ".join(str(value) for value in get_args(hint))
+    if _is_union(hint):
+        return " | ".join(type_name(arm) for arm in get_args(hint))
+    plain = {float: "number", int: "integer", str: "text", bool: "true or false", type(None): "null"}
+    return plain.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _check(value: Any, hint: Any, f: Field[Any]) -> tuple[Any, str | None]:
+    """The value in its declared type, and what is wrong with it."""
+    if _is_union(hint):
+        tried = [_check(value, arm, f) for arm in get_args(hint)]
+        good = [arm for arm in tried if arm[1] is None]
+        return good[0] if good else (value, f"is {value!r}; expected {type_name(hint)}")
+    choices = choices_of(hint)
+    if choices is not None:
+        return (value, None) if value in choices else (value, f"is {value!r}; expected {type_name(hint)}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        return value, f"is {value!r}; expected {type_name(hint)}"
+    return value, _out_of_range(value, f)
+
+
+def _out_of_range(value: Any, f: Field[Any]) -> str | None:
+    low, high = f.metadata.get("low"), f.metadata.get("high")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if value != value:
+        return "is not a number"
+    too_low = low is not None and (value <= low if f.metadata.get("open_low") else value < low)
+    if too_low or (high is not None and value > high):
+        left = "(" if f.metadata.get("open_low") or low is None else "["
+        return f"is {value}; allowed: {left}{'-inf' if low is None else low}, {'inf' if high is None else high}]"
+    return None
