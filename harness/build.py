@@ -1,0 +1,71 @@
+"""Job -> model, through the engine: trained, fused; a merge needs no station of its own, since evaluation makes it live."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusion.builders import BUILDERS
+from fusion.checkpoint import folder_digests
+from fusion.corpus import Document, read_jsonl
+from fusion.merge import write
+from fusion.modelref import Folder, ModelRef
+from fusion.params import build as make_params
+from harness import pocket
+
+Progress = Callable[[int, int], None]
+
+
+def train(
+    spec: Mapping[str, Any], parent: ModelRef | None, out: Path, scratch: Path, progress: Progress
+) -> tuple[dict[str, Any], str]:
+    """Train a model as a job's spec says. Returns (report with digests and machine, model digest)."""
+    trainer = pocket.TRAINERS[spec["trainer"]]
+    params = make_params(trainer.Params, spec["params"])
+    folder = folder_of(parent, scratch / "parent") if parent else None
+    report = trainer.run(params, folder, spec["seed"], out, scratch, progress)
+    return _identified(report, out)
+
+
+def fuse(
+    spec: Mapping[str, Any],
+    target: ModelRef,
+    teachers: Sequence[ModelRef],
+    corpus: tuple[str, int],
+    out: Path,
+    scratch: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], str]:
+    """Train a target on a corpus, by its teachers' distributions or by itself. Returns as `train` does."""
+    builder = BUILDERS[spec["method"]]
+    params = make_params(builder.Params, spec["params"])
+    roles = {
+        "target": folder_of(target, scratch / "target"),
+        "teachers": [folder_of(ref, scratch / f"teacher-{i}") for i, ref in enumerate(teachers)],
+    }
+    report = builder.run(params, roles, documents(*corpus), spec["seed"], out, scratch, progress)
+    return _identified(report, out)
+
+
+def documents(corpus: str, seed: int) -> list[Document]:
+    """The documents of `pocket/<name>`, generated, or of a .jsonl file."""
+    if corpus.startswith("pocket/"):
+        return pocket.corpus(corpus, seed)
+    return read_jsonl(Path(corpus))
+
+
+def folder_of(ref: ModelRef, out: Path) -> Path:
+    """A folder that holds the model: its own, or `out` with a merge written for this job."""
+    if isinstance(ref, Folder):
+        return Path(ref.path)
+    shutil.rmtree(out, ignore_errors=True)  # what a killed try left
+    write(ref, out)
+    return out
+
+
+def _identified(report: Mapping[str, Any], out: Path) -> tuple[dict[str, Any], str]:
+    digests = folder_digests(out)
+    machine = {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    return {**report, "digests": digests, "machine": machine}, digests["model"]

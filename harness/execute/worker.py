@@ -1,0 +1,152 @@
+"""A worker process: takes one job after another from its driver, commits what it made, and says so.
+
+Started as `python -m harness.execute.worker FD`, FD being its end of a socket. It leaves when the driver does, however
+the driver ended. What a job prints goes to that job's log.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from fusion.errors import FusionError
+from fusion.modelref import from_json
+from harness.errors import FuseBenchError, StoreError
+from harness.events import event
+from harness.store import Entry, Store, disk_errors
+from harness.work import Task
+
+PROGRESS_SECONDS = 0.25
+
+
+def main() -> None:
+    """Serve jobs until the driver goes away."""
+    line = Connection(int(sys.argv[1]))
+    orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(line, orders), daemon=True).start()
+    event("worker.started")
+    while True:
+        order = orders.get()
+        answer = serve(order, lambda message: line.send_bytes(json.dumps(message).encode()))
+        line.send_bytes(json.dumps(answer).encode())
+
+
+def serve(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Do one job; the answer says `done` or `failed`, and whose fault a failure is."""
+    with open(order["log"], "ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            entry = _do(order, send)
+            return {"type": "done", "key": entry.key}
+        except StoreError as error:
+            print(error, file=sys.stderr, flush=True)
+            return {"type": "failed", "fault": "disk", "error": str(error)}
+        except (FusionError, FuseBenchError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            return {"type": "failed", "fault": "user", "error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            return {"type": "failed", "fault": "bug", "error": f"{type(error).__name__}: {error}"}
+
+
+def _do(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> Entry:
+    store = Store(Path(order["store"]))
+    present = store.get(order["key"])
+    if present:
+        return present
+    function = _function(order["function"])
+    out = store.begin()
+    scratch = store.scratch(order["key"])
+    task = Task(
+        kind=order["kind"],
+        spec=order["spec"],
+        where=order["where"],
+        inputs={i["role"]: i for i in order["inputs"]},
+        refs={role: from_json(ref) for role, ref in order["refs"].items()},
+        out=out,
+        scratch=scratch,
+        progress=_throttled(send),
+    )
+    started, cpu = time.monotonic(), time.process_time()
+    _forget_peak()
+    with disk_errors(out):
+        made = function(task)
+    cost = {
+        "seconds": round(time.monotonic() - started, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+        "peak_rss_mb": round(_peak_rss(), 1),
+        **_peak_vram(),
+        **made.cost,
+    }
+    event("worker.done")
+    inputs = {i["role"]: i["digest"] for i in order["inputs"]}
+    return store.commit(
+        out, order["key"], kind=order["kind"], spec=order["spec"], inputs=inputs, result=made.result, cost=cost,
+        digest=made.digest,
+    )  # fmt: skip
+
+
+def _listen(line: Connection, orders: "SimpleQueue[dict[str, Any]]") -> None:
+    """Hand on what the driver sends; when it has gone, so does this process, in the middle of a job if need be."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            orders.put(json.loads(line.recv_bytes()))
+    os._exit(0)
+
+
+def _function(name: str) -> Callable[[Task], Any]:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+def _throttled(send: Callable[[dict[str, Any]], None]) -> Callable[[int, int], None]:
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS or done == total:
+            last = now
+            send({"type": "progress", "done": done, "total": total})
+
+    return progress
+
+
+def _forget_peak() -> None:
+    """Let the kernel's high-water mark start anew, so that a job's peak is its own and not an earlier job's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_rss() -> float:
+    """Peak resident memory in MiB."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _peak_vram() -> dict[str, float]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    return {"peak_vram_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What planning must know of the world: weights' digests, tasks and their items, library versions, the machine."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fusion.checkpoint import folder_digests
+from harness import pocket, sandbox
+from harness.errors import UsageError
+from harness.store import Store, digest_of, file_digest, write_whole
+from harness.suite import Candidate, Source, Suite
+from harness.tasks import Task, describe
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """A given model on disk. `digest` is of weights, config and tokenizer together; `bytes` of its weight files."""
+
+    path: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a plan depends on besides the suite."""
+
+    folders: Mapping[str, FolderFacts]
+    tasks: Mapping[str, Task]
+    corpora: Mapping[str, str]
+    versions: Mapping[str, str]
+    device: str
+    gpus: tuple[int, ...]
+    sandbox: str | None
+
+
+def gather(suite: Suite, store: Store) -> Facts:
+    """Look at the models, tasks and corpora that a suite names, and at this machine.
+
+    Raises UsageError, TaskError or CheckpointError for what is not there or cannot be used.
+    """
+    names = sorted({task for group in suite.groups for task in group.tasks})
+    tasks = describe(names, suite.folder, store.root / "facts", trust=suite.trust_task_code)
+    folders = {m.name: _folder(m, store) for m in suite.models.values() if isinstance(m, Source)}
+    corpora = {m.corpus: _corpus(m.corpus, suite.seed) for m in suite.models.values() if isinstance(m, Candidate) and m.corpus}
+    gpus = tuple(range(gpu_count()))
+    level = sandbox.choose(suite.sandbox) if any(task.kind == "code" for task in tasks.values()) else None
+    return Facts(folders, tasks, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that can change a score."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def gpu_count() -> int:
+    """The GPUs that this process may use, without importing torch (which takes a second)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")]) if listed.returncode == 0 else 0
+
+
+def environment() -> dict[str, Any]:
+    """What is written into results.json about the machine and its libraries."""
+    return {
+        "versions": {**library_versions(), "fuse_bench": version("fuse-bench"), "python": platform.python_version()},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "gpus": gpu_count(),
+        },
+    }
+
+
+def _folder(model: Source, store: Store) -> FolderFacts:
+    path = Path(model.origin)
+    if not path.is_dir():
+        path = _from_hub(model)
+    files = sorted(p for p in path.iterdir() if p.is_file())
+    stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino) for p in files]
+    cache = store.root / "facts" / f"folder-{digest_of([str(path), stats])[:32]}.json"
+    if cache.is_file():
+        known = json.loads(cache.read_text())
+    else:
+        known = folder_digests(path)
+        write_whole(cache, json.dumps(known))
+    size = sum(entry[1] for entry in stats if entry[0].endswith(".safetensors"))
+    return FolderFacts(str(path), known["model"], size)
+
+
+def _from_hub(model: Source) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(model.origin, revision=model.revision, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"model '{model.name}': {model.origin} is no folder, and the hub did not give it ({reason}). "
+            "Check the name, the revision and the network, or download it and give its folder"
+        ) from error
+
+
+def _corpus(corpus: str, seed: int) -> str:
+    if corpus.startswith("pocket/"):
+        return f"{corpus} version {pocket.VERSION} seed {seed}"
+    return file_digest(Path(corpus))
+
+
+def check_space(folder: Path, needed: int) -> tuple[int, bool]:
+    """(free bytes where a folder lies, whether `needed` bytes fit)."""
+    free = shutil.disk_usage(folder).free
+    return free, free > needed
+
+

@@ -1,0 +1,327 @@
+"""Suite and facts -> jobs. Pure: no disk, no clock, no model; what `fuse-bench plan` shows is what `run` does.
+
+A job has two identities. Its *recipe key* hashes all that decides its result and is known when planning. Its *key* in
+the store hashes the same, with the recipe of every input replaced by the digest of what that input turned out to be:
+scores belong to weights, not to how they were made.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion.builders import BUILDERS
+from fusion.methods import METHODS
+from fusion.modelref import Delta, Folder, ModelRef, to_json
+from fusion.recipe import Recipe
+from harness.facts import Facts
+from harness.pocket import TRAINERS
+from harness.store import Entry, digest_of
+from harness.suite import Candidate, Group, Source, Suite, Trained
+
+FIRST_BLOCK, BLOCK = 64, 128
+GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a job reads: another job's object, or something whose digest is a fact. `model` names it for people."""
+
+    role: str
+    job: str | None = None
+    digest: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work, and of what is committed. `where` holds what a worker must know and the result does not depend on."""
+
+    id: str
+    kind: str
+    spec: Mapping[str, Any]
+    inputs: tuple[Input, ...] = ()
+    where: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The jobs that must be done before."""
+        return tuple(i.job for i in self.inputs if i.job)
+
+    def key(self, digests: Mapping[str, str]) -> str:
+        """The key in the store, given the digests of the jobs that it needs."""
+        return digest_of([self.kind, self.spec, [[i.role, digests[i.job] if i.job else i.digest] for i in self.inputs]])
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slice of one task's items, in the order in which all models see them."""
+
+    task: str
+    split: str
+    index: int
+    ids: tuple[str, ...]
+    doc_ids: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.split}.{self.index}"
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """The blocks of a task, and the ids that count under the suite's limit, by split."""
+
+    blocks: tuple[Block, ...]
+    counted: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a suite in an order in which they can be done, and how to find each model's weights."""
+
+    suite: Suite
+    facts: Facts
+    jobs: Mapping[str, Job]
+    items: Mapping[str, Mapping[str, TaskItems]]
+    kinship: Mapping[str, str]
+
+    def ref(self, instance: str, done: Mapping[str, Entry]) -> ModelRef:
+        """Where a model's weights are, or how to make them, once the jobs it needs are done."""
+        model, seed = instances(self.suite)[instance]
+        if isinstance(model, Source):
+            return Folder(self.facts.folders[instance].path)
+        if isinstance(model, Candidate) and model.kind == "merged":
+            names = [*model.models, *([model.base] if model.base and model.base not in model.models else [])]
+            return Delta(recipe_of(model, seed), tuple((name, self.ref(name, done)) for name in names))
+        return Folder(str(done[made_by(instance, model)].path / "model"))
+
+
+    def refs(self, job: Job, done: Mapping[str, Entry]) -> dict[str, Any]:
+        """The models that a job works on, by role, as its worker is told."""
+        roles = {i.role: i.model for i in job.inputs if i.model}
+        if job.kind == "build":
+            roles = {"self": job.model}
+        return {role: to_json(self.ref(name, done)) for role, name in roles.items() if name}
+
+
+def plan(suite: Suite, facts: Facts) -> Plan:
+    """All jobs of a suite: parents before children, a model's own before its blocks, kinship where it can be measured."""
+    jobs: dict[str, Job] = {}
+    items = {group.name: {task: _items(suite, facts, group, task) for task in group.tasks} for group in suite.groups}
+    for name, (model, seed) in instances(suite).items():
+        for job in _making(suite, facts, name, model, seed):
+            jobs[job.id] = job
+        for group in suite.groups:
+            for task in group.tasks:
+                for block in items[group.name][task].blocks:
+                    for job in _scoring(suite, facts, name, model, group, block):
+                        jobs[job.id] = job
+    kinship = dict(_kinship(suite, facts, jobs))
+    return Plan(suite, facts, jobs, items, kinship)
+
+
+def instances(suite: Suite) -> dict[str, tuple[Source | Trained | Candidate, int]]:
+    """Every single model: one for each seed of a candidate; the names of replicates carry their seed."""
+    found: dict[str, tuple[Source | Trained | Candidate, int]] = {}
+    for name, model in suite.models.items():
+        if isinstance(model, Candidate):
+            for seed in model.seeds:
+                found[instance_name(model, seed)] = (model, seed)
+        else:
+            found[name] = (model, suite.seed)
+    return found
+
+
+def instance_name(model: Candidate, seed: int) -> str:
+    """A candidate's name, with the seed where it has several."""
+    return model.name if len(model.seeds) == 1 else f"{model.name}@{seed}"
+
+
+def made_by(instance: str, model: Trained | Candidate) -> str:
+    """The id of the job that makes a model."""
+    return f"{_kind(model)} {instance}"
+
+
+def recipe_of(model: Candidate, seed: int) -> Recipe:
+    """A merged candidate's recipe, as the engine takes it."""
+    return Recipe(
+        method=model.method, models=model.models, base=model.base, weights=model.weights, params=model.params, seed=seed,
+        dtype=None,
+    )  # fmt: skip
+
+
+def in_order(ids: Sequence[str], seed: int) -> list[int]:
+    """The positions of items in the seeded order that every model of a suite shares."""
+    return sorted(range(len(ids)), key=lambda i: hashlib.sha256(f"{seed}:{ids[i]}".encode()).digest())
+
+
+def is_dev(item: str, share: float) -> bool:
+    """Whether an item is for choosing rather than for reporting: decided by its content alone."""
+    return int.from_bytes(hashlib.sha256(f"dev:{item}".encode()).digest()[:8]) < share * 2**64
+
+
+def unique_ids(hashes: Sequence[str]) -> list[str]:
+    """Doc hashes, the second and later copies of one document numbered."""
+    seen: dict[str, int] = {}
+    ids = []
+    for value in hashes:
+        seen[value] = seen.get(value, 0) + 1
+        ids.append(value if seen[value] == 1 else f"{value}#{seen[value]}")
+    return ids
+
+
+def _items(suite: Suite, facts: Facts, group: Group, task: str) -> TaskItems:
+    ids = unique_ids(facts.tasks[task].items)
+    order = in_order(ids, suite.seed)
+    counted = order[: group.limit]
+    blocks: list[Block] = []
+    by_split: dict[str, tuple[str, ...]] = {}
+    for split in ("dev", "test"):
+        mine = [i for i in order if is_dev(ids[i].split("#")[0], suite.dev_share) == (split == "dev")]
+        wanted = frozenset(counted) & frozenset(mine)
+        by_split[split] = tuple(ids[i] for i in mine if i in wanted)
+        for index, part in enumerate(_slices(mine, len(wanted))):
+            # lm-eval wants sorted positions; the order inside a block has no meaning of its own.
+            part = sorted(part)
+            blocks.append(Block(task, split, index, tuple(ids[i] for i in part), tuple(part)))
+    return TaskItems(tuple(blocks), by_split)
+
+
+def _slices(positions: Sequence[int], wanted: int) -> Iterator[Sequence[int]]:
+    """Whole blocks that cover the first `wanted`: two small ones first, so that a small limit stays cheap."""
+    start, size = 0, FIRST_BLOCK
+    while start < wanted:
+        yield positions[start : start + size]
+        start += size
+        size = FIRST_BLOCK if start < 2 * FIRST_BLOCK else BLOCK
+
+
+def _kind(model: Trained | Candidate) -> str:
+    if isinstance(model, Trained):
+        return "train"
+    return "build" if model.kind == "merged" else "fuse"
+
+
+def _input(suite: Suite, facts: Facts, role: str, name: str) -> Input:
+    model, _ = instances(suite)[name]
+    if isinstance(model, Source):
+        return Input(role, digest=facts.folders[name].digest, model=name)
+    return Input(role, job=made_by(name, model), model=name)
+
+
+def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Candidate, seed: int) -> Iterator[Job]:
+    if isinstance(model, Trained):
+        trainer = TRAINERS[model.trainer]
+        spec = {
+            "trainer": model.trainer,
+            "version": trainer.version,
+            "params": model.params,
+            "seed": model.seed,
+            **_training(facts),
+        }
+        inputs = (_input(suite, facts, "parent", model.parent),) if model.parent else ()
+        yield Job(f"train {name}", "train", spec, inputs, model=name)
+    elif isinstance(model, Candidate) and model.kind == "merged":
+        spec = {
+            "method": model.method,
+            "version": METHODS[model.method].version,
+            "params": model.params,
+            "weights": model.weights,
+            "seed": seed,
+            "threads": THREADS,
+        }
+        inputs = tuple(_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models))
+        if model.base:
+            inputs += (_input(suite, facts, "base", model.base),)
+        yield Job(f"build {name}", "build", spec, inputs, {"device": facts.device}, name)
+        if suite.keep == "all":
+            yield write_job(name, f"build {name}")
+    elif isinstance(model, Candidate):
+        spec = {
+            "method": model.method,
+            "version": BUILDERS[model.method].version,
+            "params": model.params,
+            "seed": seed,
+            "corpus": facts.corpora[model.corpus or ""],
+            **_training(facts),
+        }
+        roles = [("target", model.target or ""), *((f"teacher.{i}", t) for i, t in enumerate(model.models))]
+        inputs = tuple(_input(suite, facts, role, parent) for role, parent in roles)
+        yield Job(f"fuse {name}", "fuse", spec, inputs, {"corpus": model.corpus, "corpus_seed": suite.seed}, name)
+
+
+def write_job(instance: str, build: str) -> Job:
+    """Writes a merged model's weights to the store, for `keep: best` and `keep: all`."""
+    return Job(f"write {instance}", "write", {}, (Input("model", job=build, model=instance),), model=instance)
+
+
+def _training(facts: Facts) -> dict[str, Any]:
+    versions = {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers")}
+    return {"threads": THREADS, "device": facts.device, "versions": versions}
+
+
+def _scoring(
+    suite: Suite, facts: Facts, name: str, model: Source | Trained | Candidate, group: Group, block: Block
+) -> Iterator[Job]:
+    task = facts.tasks[block.task]
+    generate = f"generate {name} {group.name}/{block.name}"
+    spec = {
+        "version": GENERATE_VERSION,
+        "task": task.name,
+        "task_version": task.version,
+        "task_digest": task.digest,
+        "shots": task.shots,
+        "items": digest_of(block.ids),
+        "batch_size": group.batch_size,
+        "dtype": dtype_of(suite, name),
+        "device": facts.device,
+        "threads": THREADS,
+        "versions": {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers", "lm_eval")},
+    }
+    where = {"source": task.source, "doc_ids": block.doc_ids, "ids": block.ids, "trust": suite.trust_task_code}
+    yield Job(generate, "generate", spec, (_input(suite, facts, "model", name),), where, name)
+    judge = {
+        "version": JUDGE_VERSION,
+        "task": task.name,
+        "task_digest": task.digest,
+        "sandbox": facts.sandbox if task.kind == "code" else None,
+        "versions": {"lm_eval": facts.versions["lm_eval"]},
+    }
+    where = {"source": task.source, "trust": suite.trust_task_code}
+    yield Job(f"judge {name} {group.name}/{block.name}", "judge", judge, (Input("responses", job=generate),), where)
+
+
+def dtype_of(suite: Suite, instance: str) -> str:
+    """The number format that a model is evaluated in: its source's, handed down to what is made of it, else its own."""
+    model: Any = instances(suite)[instance][0]
+    while not isinstance(model, Source):
+        parent = model.parent if isinstance(model, Trained) else model.base or model.target or model.models[0]
+        if parent is None:
+            return "auto"
+        model = suite.models[parent]
+    return model.dtype or "auto"
+
+
+def kinship_base(suite: Suite, model: Candidate) -> str | None:
+    """What the task vectors of a candidate's parents are taken from."""
+    return model.base or suite.kinship_base
+
+
+def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple[str, str]]:
+    """(candidate, id of the job that measures its parents' kinship); the same parents are measured once."""
+    for model in suite.models.values():
+        if not isinstance(model, Candidate) or model.kind != "merged" or not suite.measures:
+            continue
+        base = kinship_base(suite, model)
+        parents = sorted(parent for parent in model.models if parent != base)
+        if base is None or len(parents) < 2:
+            continue
+        job_id = f"relate {' '.join(parents)} to {base}"
+        inputs = [_input(suite, facts, "base", base)]
+        inputs += [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(parents)]
+        spec = {"version": RELATE_VERSION, "measures": suite.measures}
+        jobs[job_id] = Job(job_id, "relate", spec, tuple(inputs), {"names": parents})
+        yield model.name, job_id

@@ -1,0 +1,307 @@
+"""The process that runs programs one after the other: starts each, tests it from a process of its own, clears up.
+
+One supervisor serves one slot of `harness.sandbox.run_many`. Per program it starts
+
+    supervisor ─┬─ program   `python -I -S`, own session, own user where the machine allows, rlimits, no environment
+                └─ tester    a fork of the supervisor: runs the tests, calls the program through pipes, holds the token
+
+and afterwards kills all that descends from it, also what left its session: it is the subreaper of its descendants.
+The tester says "passed" by writing the job's random token, which was never in the program's process, to a pipe that
+was not open there either.
+"""
+
+import ast
+import builtins
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
+from typing import IO, Any, NoReturn
+
+from harness.sandbox import guest
+
+REPLY_CAP = 1 << 20
+"""The most bytes that one reply of a program may have."""
+
+
+class _Stop(BaseException):
+    """The tests cannot go on. A BaseException, so that `except Exception` in a test does not swallow it."""
+
+
+def main() -> None:
+    """Read jobs as JSON lines on standard input, write {"pid"} and then the verdict of each to standard output."""
+    guest.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+    guest.prctl(4, 0)  # PR_SET_DUMPABLE: a program of the same user may not read this memory or these pipes
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line), lambda pid: print(json.dumps({"pid": pid}), file=out))), file=out)
+
+
+def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
+    """One job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap"} -> its verdict."""
+    begin = time.monotonic()
+    folder = tempfile.mkdtemp(prefix="fuse-bench-")
+    try:
+        if job["user"] is not None:
+            os.chown(folder, job["user"], job["user"])
+        program = _start(job, folder)
+        started(program.pid)
+        token = secrets.token_hex(16)
+        receive, send = os.pipe()
+        tester = os.fork()
+        if tester == 0:
+            os.close(receive)
+            _tester(job, program, send, token)
+        os.close(send)
+        said = _read_until(receive, begin + job["timeout"])
+        os.close(receive)
+        _clear(tester, program)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    passed, reason = _verdict(said, token)
+    return {"passed": passed, "reason": reason, "seconds": time.monotonic() - begin}
+
+
+def _verdict(said: bytes | None, token: str) -> tuple[bool, str]:
+    if said is None:
+        return False, "timeout"
+    mark, _, reason = said.decode("utf-8", "replace").partition(" ")
+    if not secrets.compare_digest(mark.encode(), token.encode()):
+        return False, "failed: the test ended without a verdict"
+    return reason == "passed", reason
+
+
+def _start(job: dict[str, Any], folder: str) -> "subprocess.Popen[bytes]":
+    source = Path(guest.__file__).read_text() + "\nmain()\n"
+    user: dict[str, Any] = {}
+    if job["user"] is not None:
+        user = {"user": job["user"], "group": job["user"], "extra_groups": []}
+    command = [*job["wrap"], sys.executable, "-I", "-S", "-c", source]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=folder, env={}, start_new_session=True, **user
+    )
+
+
+def _read_until(descriptor: int, deadline: float) -> bytes | None:
+    """All that is written before the other end closes, or None when the deadline comes first."""
+    said = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([descriptor], [], [], left)[0]:
+            block = os.read(descriptor, 4096)
+            if not block:
+                return said
+            said += block
+    return None
+
+
+def _clear(tester: int, program: "subprocess.Popen[bytes]") -> None:
+    """Kill the tester, the program's group and whatever still descends from this process, and reap them all."""
+    for stream in (program.stdin, program.stdout):
+        if stream:
+            stream.close()
+    _kill(program.pid, os.killpg)
+    _kill(tester, os.kill)
+    _kill(program.pid, os.kill)
+    program.wait()
+    # What left the group has become this process's child by now; it is killed until nothing is left to be reaped.
+    while True:
+        children = _children()
+        for child in children:
+            _kill(child, os.kill)
+        try:
+            reaped, _ = os.waitpid(-1, 0 if children else os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not reaped:
+            return
+
+
+def _children() -> list[int]:
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill(pid: int, kill: Callable[[int, int], None]) -> None:
+    try:
+        kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _tester(job: dict[str, Any], program: "subprocess.Popen[bytes]", send: int, token: str) -> NoReturn:
+    """The forked process: run the tests against the program, write the token and the outcome, and end."""
+    try:
+        os.setsid()
+        guest.die_with_parent()
+        # The test is the task's own code; its limits are there because it compares what the program returned.
+        guest.set_limits(max(job["memory_mb"], 256), int(job["timeout"]) + 2, files=256, processes=4096)
+        sys.set_int_max_str_digits(0)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+        reason = _outcome(job, program)
+        os.write(send, f"{token} {reason}"[:1000].encode())
+    finally:
+        os._exit(0)
+
+
+def _outcome(job: dict[str, Any], program: "subprocess.Popen[bytes]") -> str:
+    """ "passed", or why not. "test error" is said only where the program cannot be at fault."""
+    caller = _Caller(program, job)
+    try:
+        names = caller.ready()
+        code, namespace = _prepare(job)
+        for name in sorted(_wanted(code)):
+            if name == job["entry_point"] or (name in names and name not in namespace):
+                namespace[name] = caller.function(name)
+        exec(code, namespace)
+    except _Stop as stop:
+        return str(stop)
+    except AssertionError as error:
+        outcome = f"failed: {_short(error) or 'assertion'}"
+    except SystemExit:
+        outcome = "test error: the test ends its process"
+    except BaseException as error:
+        outcome = f"raised: {type(error).__name__}: {_short(error)}"
+    else:
+        outcome = "passed"
+    # A bare `except:` in a test may have swallowed the stop; the program is not to gain by it.
+    return caller.stopped or outcome
+
+
+def _prepare(job: dict[str, Any]) -> tuple[CodeType, dict[str, Any]]:
+    """The compiled test and the names that it may use."""
+    namespace: dict[str, Any] = {"__name__": "test"}
+    try:
+        _define(job["setup"], namespace)
+        return compile(job["test"], "<test>", "exec"), namespace
+    except BaseException as error:
+        raise _Stop(f"test error: {type(error).__name__}: {_short(error)}") from None
+
+
+def _short(error: BaseException) -> str:
+    return str(error)[:200]
+
+
+def _define(setup: str, namespace: dict[str, Any]) -> None:
+    """Run the task's own definitions (HumanEval's prompt with its helpers), where they are whole."""
+    try:
+        ast.parse(setup)
+    except SyntaxError:
+        return
+    exec(compile(setup, "<setup>", "exec"), namespace)
+
+
+def _wanted(code: CodeType) -> set[str]:
+    """Names that a piece of code takes from its surroundings, in it and in the functions that it defines."""
+    names = {name for name in code.co_names if not hasattr(builtins, name)}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _wanted(constant)
+    return names
+
+
+class _Caller:
+    """Calls functions of the program in its own process."""
+
+    def __init__(self, program: "subprocess.Popen[bytes]", job: dict[str, Any]) -> None:
+        self.program, self.job = program, job
+        self.stopped: str | None = None
+
+    def ready(self) -> list[str]:
+        """Hand over the program and wait for its definitions; the names that it says it defines."""
+        self._send({"program": self.job["program"], "memory_mb": self.job["memory_mb"], "cpu_s": self._cpu_s()})
+        reply = self._receive()
+        if "error" in reply:
+            raise self._stop(f"raised: {_text(reply['error'])}")
+        names = reply.get("ready")
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A stand-in for the program's function of this name."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                wire = {"args": list(map(guest.encode, args)), "kwargs": {k: guest.encode(v) for k, v in kwargs.items()}}
+            except TypeError as error:
+                raise self._stop(f"test error: {error}") from None
+            self._send({"call": name, **wire})
+            reply = self._receive()
+            if "error" in reply:
+                raise _error(reply["error"])
+            if "unsendable" in reply:
+                raise self._stop(f"failed: returned a value of type {str(reply['unsendable'])[:100]}, which is not plain")
+            try:
+                return guest.decode(reply["value"])
+            except (KeyError, TypeError, ValueError, RecursionError):
+                raise self._stop("failed: a malformed reply") from None
+
+        call.__name__ = name
+        return call
+
+    def _stop(self, reason: str) -> _Stop:
+        self.stopped = self.stopped or reason
+        return _Stop(reason)
+
+    def _cpu_s(self) -> int:
+        return int(self.job["timeout"]) + 1
+
+    def _send(self, message: dict[str, Any]) -> None:
+        pipe = _open(self.program.stdin)
+        try:
+            pipe.write(json.dumps(message).encode() + b"\n")
+            pipe.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._stop("ended: the program ended before the tests did") from None
+
+    def _receive(self) -> dict[str, Any]:
+        line = _open(self.program.stdout).readline(REPLY_CAP + 1)
+        if len(line) > REPLY_CAP:
+            raise self._stop("failed: output limit")
+        if not line.endswith(b"\n"):
+            raise self._stop("ended: the program ended before the tests did")
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            raise self._stop("failed: a malformed reply")
+        return reply
+
+
+def _open(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("the program was started without pipes")
+    return stream
+
+
+def _text(error: Any) -> str:
+    return ": ".join(str(part) for part in error)[:200] if isinstance(error, list) else "error"
+
+
+def _error(error: Any) -> BaseException:
+    """The exception that the program says it raised, as the builtin of that name or a RuntimeError."""
+    name, message = (str(error[0]), str(error[1])) if isinstance(error, list) and len(error) == 2 else ("", "")
+    kind = next((kind for kind in _exceptions() if kind.__name__ == name), None)
+    try:
+        return kind(message) if kind else RuntimeError(f"{name}: {message}")
+    except TypeError:
+        return RuntimeError(f"{name}: {message}")
+
+
+def _exceptions() -> Iterator[type[Exception]]:
+    for value in vars(builtins).values():
+        if isinstance(value, type) and issubclass(value, Exception):
+            yield value

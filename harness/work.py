@@ -1,0 +1,113 @@
+"""What a worker does for each kind of job: unpack the task, call the station that does the work, hand back the result."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusion.modelref import ModelRef
+
+FUNCTIONS = {
+    "train": "harness.work:train",
+    "fuse": "harness.work:fuse",
+    "build": "harness.work:build",
+    "write": "harness.work:write",
+    "generate": "harness.work:generate",
+    "judge": "harness.work:judge",
+    "relate": "harness.work:relate",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job as its worker sees it.
+
+    `inputs` and `refs` are by role; files go to `out`; what helps a second try goes to `scratch`, which may not exist.
+    """
+
+    kind: str
+    spec: Mapping[str, Any]
+    where: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, Any]]
+    refs: Mapping[str, ModelRef]
+    out: Path
+    scratch: Path
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A job's small result; the digest of what it made where that is not simply its files; what it cost besides time."""
+
+    result: Mapping[str, Any]
+    digest: str | None = None
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(task: Task) -> Made:
+    """A model trained from nothing or from a parent; `model/` holds it."""
+    from harness import build
+
+    return Made(*build.train(task.spec, task.refs.get("parent"), task.out / "model", task.scratch, task.progress))
+
+
+def fuse(task: Task) -> Made:
+    """A target trained on a corpus, with or without teachers; `model/` holds it."""
+    from harness import build
+
+    teachers = [ref for role, ref in sorted(task.refs.items()) if role.startswith("teacher.")]
+    corpus = (task.where["corpus"], task.where["corpus_seed"])
+    return Made(
+        *build.fuse(task.spec, task.refs["target"], teachers, corpus, task.out / "model", task.scratch, task.progress)
+    )
+
+
+def build(task: Task) -> Made:
+    """A merge made straight in the live model's memory: what is kept is its identity."""
+    from harness.evaluate import live_model
+
+    digests = live_model(task.where["device"]).load(task.refs["self"])
+    return Made({"digests": digests}, digests["model"])
+
+
+def write(task: Task) -> Made:
+    """A merge written as a model folder."""
+    from fusion.merge import write as write_model
+
+    return Made(write_model(task.refs["model"], task.out / "model"))
+
+
+def generate(task: Task) -> Made:
+    """A model's responses to one block of a task, in `responses.json`."""
+    from harness.evaluate import Settings, live_model, respond
+
+    live = live_model(task.spec["device"])
+    live.load(task.refs["model"], task.spec["dtype"])
+    settings = Settings(batch_size=task.spec["batch_size"])
+    responses = respond(live, task.where["source"], task.where["doc_ids"], settings, trust=task.where["trust"])
+    _write_json(task.out / "responses.json", responses)
+    return Made({"n": len(responses)}, cost={"skeletons_loaded": live.skeletons_loaded})
+
+
+def judge(task: Task) -> Made:
+    """The scores of one block of responses, in `scores.json`."""
+    from harness.judge import judge as judge_responses
+
+    responses = json.loads((Path(task.inputs["responses"]["path"]) / "responses.json").read_text())
+    scores = judge_responses(task.where["source"], responses, sandbox=task.spec["sandbox"], trust=task.where["trust"])
+    _write_json(task.out / "scores.json", scores)
+    return Made({"n": len(scores)})
+
+
+def relate(task: Task) -> Made:
+    """The kinship of some models, pair by pair, in the result."""
+    from fusion.kinship.weights import kinship
+    from fusion.modelref import open_ref
+
+    models = {role: open_ref(ref) for role, ref in sorted(task.refs.items()) if role != "base"}
+    return Made({"pairs": kinship(models, open_ref(task.refs["base"]), task.spec["measures"])})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
