@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.drive import Progress
-from harness.plan import Job
+from harness.job import Job
 
 SCORING = ("generate", "judge")
 
@@ -60,7 +60,11 @@ class Plain:
     def _say(self, progress: Progress, text: str) -> None:
         finished = len(progress.done) + len(progress.failed)
         seconds = time.monotonic() - self.started
-        print(f"[{finished:>{len(str(progress.total))}}/{progress.total} {seconds:5.0f} s] {text}", file=sys.stderr, flush=True)
+        print(
+            f"[{finished:>{len(str(progress.total))}}/{progress.total} {seconds:5.0f} s] {text}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Rich:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from harness.errors import StoreError
 from harness.events import event
 from harness.execute.local import Report, Slot, log_tail
-from harness.plan import Job
+from harness.job import Job
 from harness.store import Entry, Store
 
 TRIES = 2

@@ -24,7 +24,7 @@ def expand(row: str, value: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]
 
 def named(row: str, point: Mapping[str, Any]) -> str:
     """`row[key=value,...]`, or the row itself where nothing is swept."""
-    inside = ",".join(f"{key}={value}" for key, value in point.items())
+    inside = ",".join(f"{key}={value}".replace(" ", "") for key, value in point.items())
     return f"{row}[{inside}]" if inside else row
 
 

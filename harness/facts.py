@@ -51,7 +51,9 @@ def gather(suite: Suite, store: Store) -> Facts:
     names = sorted({task for group in suite.groups for task in group.tasks})
     tasks = describe(names, suite.folder, store.root / "facts", trust=suite.trust_task_code)
     folders = {m.name: _folder(m, store) for m in suite.models.values() if isinstance(m, Source)}
-    corpora = {m.corpus: _corpus(m.corpus, suite.seed) for m in suite.models.values() if isinstance(m, Candidate) and m.corpus}
+    corpora = {
+        m.corpus: _corpus(m.corpus, suite.seed) for m in suite.models.values() if isinstance(m, Candidate) and m.corpus
+    }
     gpus = tuple(range(gpu_count()))
     level = sandbox.choose(suite.sandbox) if any(task.kind == "code" for task in tasks.values()) else None
     return Facts(folders, tasks, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level)
@@ -76,7 +78,9 @@ def gpu_count() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")]) if listed.returncode == 0 else 0
+    return (
+        len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")]) if listed.returncode == 0 else 0
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -133,5 +137,3 @@ def check_space(folder: Path, needed: int) -> tuple[int, bool]:
     """(free bytes where a folder lies, whether `needed` bytes fit)."""
     free = shutil.disk_usage(folder).free
     return free, free > needed
-
-

@@ -1,20 +1,17 @@
-"""Suite and facts -> jobs. Pure: no disk, no clock, no model; what `fuse-bench plan` shows is what `run` does.
-
-A job has two identities. Its *recipe key* hashes all that decides its result and is known when planning. Its *key* in
-the store hashes the same, with the recipe of every input replaced by the digest of what that input turned out to be:
-scores belong to weights, not to how they were made.
-"""
+"""Suite and facts -> jobs. Pure: no disk, no clock, no model; what `fuse-bench plan` shows is what `run` does."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fusion.builders import BUILDERS
+
 from fusion.methods import METHODS
 from fusion.modelref import Delta, Folder, ModelRef, to_json
 from fusion.recipe import Recipe
 from harness.facts import Facts
+from harness.job import Input, Job
 from harness.pocket import TRAINERS
 from harness.store import Entry, digest_of
 from harness.suite import Candidate, Group, Source, Suite, Trained
@@ -22,37 +19,6 @@ from harness.suite import Candidate, Group, Source, Suite, Trained
 FIRST_BLOCK, BLOCK = 64, 128
 GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
 THREADS = 1
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a job reads: another job's object, or something whose digest is a fact. `model` names it for people."""
-
-    role: str
-    job: str | None = None
-    digest: str | None = None
-    model: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One unit of work, and of what is committed. `where` holds what a worker must know and the result does not depend on."""
-
-    id: str
-    kind: str
-    spec: Mapping[str, Any]
-    inputs: tuple[Input, ...] = ()
-    where: Mapping[str, Any] = field(default_factory=dict)
-    model: str | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The jobs that must be done before."""
-        return tuple(i.job for i in self.inputs if i.job)
-
-    def key(self, digests: Mapping[str, str]) -> str:
-        """The key in the store, given the digests of the jobs that it needs."""
-        return digest_of([self.kind, self.spec, [[i.role, digests[i.job] if i.job else i.digest] for i in self.inputs]])
 
 
 @dataclass(frozen=True)
@@ -98,7 +64,6 @@ class Plan:
             return Delta(recipe_of(model, seed), tuple((name, self.ref(name, done)) for name in names))
         return Folder(str(done[made_by(instance, model)].path / "model"))
 
-
     def refs(self, job: Job, done: Mapping[str, Entry]) -> dict[str, Any]:
         """The models that a job works on, by role, as its worker is told."""
         roles = {i.role: i.model for i in job.inputs if i.model}
@@ -108,7 +73,7 @@ class Plan:
 
 
 def plan(suite: Suite, facts: Facts) -> Plan:
-    """All jobs of a suite: parents before children, a model's own before its blocks, kinship where it can be measured."""
+    """All jobs of a suite: parents before children, a model before its blocks, kinship where it can be measured."""
     jobs: dict[str, Job] = {}
     items = {group.name: {task: _items(suite, facts, group, task) for task in group.tasks} for group in suite.groups}
     for name, (model, seed) in instances(suite).items():
@@ -148,9 +113,14 @@ def made_by(instance: str, model: Trained | Candidate) -> str:
 def recipe_of(model: Candidate, seed: int) -> Recipe:
     """A merged candidate's recipe, as the engine takes it."""
     return Recipe(
-        method=model.method, models=model.models, base=model.base, weights=model.weights, params=model.params, seed=seed,
+        method=model.method,
+        models=model.models,
+        base=model.base,
+        weights=model.weights,
+        params=model.params,
+        seed=seed,
         dtype=None,
-    )  # fmt: skip
+    )
 
 
 def in_order(ids: Sequence[str], seed: int) -> list[int]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.plan import Job, Plan
+from harness.job import Job
+from harness.plan import Plan
 from harness.store import Entry, Store
 
 

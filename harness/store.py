@@ -209,7 +209,9 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "(`fuse-bench gc` removes what no run needs) and give the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{path} cannot be written: {error.strerror}. Choose another place with --out or --store") from error
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror}. Choose another place with --out or --store"
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.is_dir():
             raise StoreError(f"{path} cannot be made: a file is in the way ({error.filename})") from error
         raise

@@ -4,7 +4,6 @@ What a method, builder or trainer takes is declared in the engine's tables (METH
 only there; this file knows the keys of a suite itself.
 """
 
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,7 +200,15 @@ class _Reader:
             return None
         text = self.path.read_text(encoding="utf-8")
         return Suite(
-            name, seed, ordered, groups, kinship_base=kinship_base, measures=measures, path=self.path, text=text, **settings
+            name,
+            seed,
+            ordered,
+            groups,
+            kinship_base=kinship_base,
+            measures=measures,
+            path=self.path,
+            text=text,
+            **settings,
         )
 
     # -- models -----------------------------------------------------------------------------------------------------
@@ -238,7 +245,9 @@ class _Reader:
         at: Key = ("models", name)
         trainer = TRAINERS.get(value["train"]) if isinstance(value["train"], str) else None
         if trainer is None:
-            self.problem((*at, "train"), f"unknown trainer {value['train']!r}", did_you_mean(str(value["train"]), TRAINERS))
+            self.problem(
+                (*at, "train"), f"unknown trainer {value['train']!r}", did_you_mean(str(value["train"]), TRAINERS)
+            )
             return
         parent = value.get("from")
         if trainer.parent and parent is None:
@@ -261,7 +270,9 @@ class _Reader:
             if not self.good_name(at, row):
                 continue
             if row in models:
-                self.problem(at, f"'{row}' is already the name of a model", "every model and candidate has its own name", True)
+                self.problem(
+                    at, f"'{row}' is already the name of a model", "every model and candidate has its own name", True
+                )
                 continue
             if not isinstance(value, dict) or not isinstance(value.get("method"), str):
                 self.problem(at, f"candidate '{row}' needs `method:`", f"known: {', '.join([*METHODS, *BUILDERS])}")
@@ -371,7 +382,9 @@ class _Reader:
                     self.problem(_place(model), f"'{parent}' is swept; name one of {', '.join(variants)}")
                 seeds = getattr(models.get(parent), "seeds", (0,))
                 if len(seeds) > 1:
-                    self.problem(_place(model), f"'{parent}' has {len(seeds)} seeds and so is no single model to build from")
+                    self.problem(
+                        _place(model), f"'{parent}' has {len(seeds)} seeds and so is no single model to build from"
+                    )
         left = {name: [p for p in _needs(model) if p in models] for name, model in models.items()}
         while ready := [name for name, needs in left.items() if all(need in done for need in needs)]:
             for name in ready:
@@ -407,7 +420,9 @@ class _Reader:
             for repeated in sorted({t for t in tasks if tasks.count(t) > 1}):
                 self.problem((*at, "tasks"), f"task '{repeated}' is there more than once")
             limit = self.positive((*at, "limit"), value.get("limit"))
-            found.append(Group(name, tuple(tasks), limit, self.positive((*at, "batch_size"), value.get("batch_size")) or 32))
+            found.append(
+                Group(name, tuple(tasks), limit, self.positive((*at, "batch_size"), value.get("batch_size")) or 32)
+            )
         return tuple(found)
 
     def dev_share(self) -> float:

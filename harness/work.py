@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fusion.modelref import ModelRef
+if TYPE_CHECKING:
+    from fusion.modelref import ModelRef
 
 FUNCTIONS = {
     "train": "harness.work:train",
@@ -30,7 +31,7 @@ class Task:
     spec: Mapping[str, Any]
     where: Mapping[str, Any]
     inputs: Mapping[str, Mapping[str, Any]]
-    refs: Mapping[str, ModelRef]
+    refs: "Mapping[str, ModelRef]"
     out: Path
     scratch: Path
     progress: Callable[[int, int], None]

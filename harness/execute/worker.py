@@ -17,14 +17,16 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusion.errors import FusionError
-from fusion.modelref import from_json
 from harness.errors import FuseBenchError, StoreError
 from harness.events import event
 from harness.store import Entry, Store, disk_errors
 from harness.work import Task
+
+if TYPE_CHECKING:
+    from fusion.modelref import ModelRef
 
 PROGRESS_SECONDS = 0.25
 
@@ -74,7 +76,7 @@ def _do(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> Entry:
         spec=order["spec"],
         where=order["where"],
         inputs={i["role"]: i for i in order["inputs"]},
-        refs={role: from_json(ref) for role, ref in order["refs"].items()},
+        refs=_refs(order["refs"]),
         out=out,
         scratch=scratch,
         progress=_throttled(send),
@@ -96,6 +98,15 @@ def _do(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> Entry:
         out, order["key"], kind=order["kind"], spec=order["spec"], inputs=inputs, result=made.result, cost=cost,
         digest=made.digest,
     )  # fmt: skip
+
+
+def _refs(found: dict[str, Any]) -> "dict[str, ModelRef]":
+    """The models of a job; without any, the engine (and torch, a second) is not imported."""
+    if not found:
+        return {}
+    from fusion.modelref import from_json
+
+    return {role: from_json(ref) for role, ref in found.items()}
 
 
 def _listen(line: Connection, orders: "SimpleQueue[dict[str, Any]]") -> None:

@@ -1,0 +1,227 @@
+"""A results document as ranked rows, with what every format needs to know of them; no format is drawn here.
+
+Absent stays None, and so does a number that is not finite: it is named in `Board.damaged`, never shown as a score.
+"""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.stats import ALPHA, holm
+
+GAINS = ("best", "mean", "base", "control", "target")
+COSTS = ("build_s", "evaluate_s", "peak_rss_mb", "peak_vram_mb")
+
+LEGEND = {
+    "#": "rank: 1 + the models that are certainly better (paired tests over all pairs, Holm-corrected, alpha .05); "
+    "= marks a shared rank",
+    "kind": "source and trained models are what candidates are made of; merged, fused and ensemble are candidates; "
+    "a control is a candidate that exists to be beaten",
+    "overall": "mean over groups of the mean over tasks, in percent, with its 95 % interval "
+    "(for reading: ranks and gains are decided by paired differences)",
+    "gain": "score minus that of the parent that is best on dev items (without a dev split: of every parent), in "
+    "points, paired on test items; * : p < .05 after Holm over all candidates",
+    "mean, base, control, target": "gains over the parents' mean, the base, the control trained alike, and the model "
+    "that was fused into",
+    "kinship": "how related a candidate's parents are, mean over pairs, by each measure",
+    "time, memory": "to build and to evaluate; the peak, of the accelerator where one was used",
+    "chance": "what guessing scores; n: how many items",
+}
+CAUTION = "The best of many candidates looks better than it is: its score was picked for being high."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. `rank` and `tied` are for scored ones; `reason` says why one has no place in the table."""
+
+    name: str
+    kind: str
+    control: bool
+    rank: int | None
+    tied: bool
+    p_holm: float | None
+    reason: str | None
+    entry: Mapping[str, Any]
+
+    def number(self, *path: str) -> float | None:
+        """The finite number at a path of the model's entry, such as ("score", "value")."""
+        return number(self.entry, *path)
+
+    @property
+    def certain(self) -> bool:
+        """Whether its gain over the best parent holds after Holm."""
+        return self.p_holm is not None and self.p_holm < ALPHA
+
+    @property
+    def label(self) -> str:
+        return "control" if self.control else self.kind
+
+
+@dataclass(frozen=True)
+class Board:
+    """Scored rows best first, the others with their reasons, and the columns that some row has."""
+
+    suite: str
+    rows: tuple[Row, ...]
+    left_out: tuple[Row, ...]
+    groups: tuple[str, ...]
+    tasks: tuple[tuple[str, str], ...]
+    gains: tuple[str, ...]
+    measures: tuple[str, ...]
+    says: str | None
+    damaged: tuple[str, ...]
+    results: Mapping[str, Any]
+
+
+def board(results: Mapping[str, Any]) -> Board:
+    """Rank what has a score and collect the rest. Reads contract 4's keys and models' rank, interval and score."""
+    models: Mapping[str, Mapping[str, Any]] = results.get("models") or {}
+    corrected = _holm_over_candidates(models)
+    controls = {entry.get("control") for entry in models.values() if isinstance(entry.get("control"), str)}
+    ranks = [entry.get("rank") for entry in models.values() if _why_left_out(entry) is None]
+    rows = [
+        Row(
+            name=name,
+            kind=str(entry.get("kind") or "model"),
+            control=name in controls or entry.get("control") is True,
+            rank=entry.get("rank") if _why_left_out(entry) is None else None,
+            tied=ranks.count(entry.get("rank")) > 1,
+            p_holm=corrected.get(name),
+            reason=_why_left_out(entry),
+            entry=entry,
+        )
+        for name, entry in models.items()
+    ]
+    scored = sorted((row for row in rows if row.reason is None), key=_order)
+    suite = results.get("suite") or {}
+    return Board(
+        suite=str(suite.get("suite") or suite.get("name") or "suite") if isinstance(suite, Mapping) else str(suite),
+        rows=tuple(scored),
+        left_out=tuple(row for row in rows if row.reason is not None),
+        groups=_seen(list(row.entry.get("scores") or {}) for row in scored),
+        tasks=_tasks(scored),
+        gains=tuple(gain for gain in GAINS if any(row.number("gain", gain, "value") is not None for row in scored)),
+        measures=_seen(list(row.entry.get("kinship") or {}) for row in scored),
+        says=(results.get("kinship_vs_gain") or {}).get("says"),
+        damaged=tuple(found for name, entry in models.items() for found in _not_finite(entry, name)),
+        results=results,
+    )
+
+
+def number(entry: Any, *path: str) -> float | None:
+    """The finite number at a path of nested mappings, or None."""
+    for key in path:
+        if not isinstance(entry, Mapping) or key not in entry:
+            return None
+        entry = entry[key]
+    if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry):
+        return None
+    return float(entry)
+
+
+def _holm_over_candidates(models: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    found = [(name, p) for name, entry in models.items() if (p := number(entry, "gain", "best", "p")) is not None]
+    return dict(zip([name for name, _ in found], holm([p for _, p in found]), strict=True))
+
+
+def _why_left_out(entry: Mapping[str, Any]) -> str | None:
+    status = str(entry.get("status") or "ok")
+    error = entry.get("error")
+    if status in ("failed", "skipped"):
+        return f"{status}: {error}" if error else status
+    if number(entry, "score", "value") is None:
+        return str(error or entry.get("note") or f"{status}: it has no overall score")
+    return None
+
+
+def _order(row: Row) -> tuple[float, float, str]:
+    rank = math.inf if row.rank is None else row.rank
+    return rank, -(row.number("score", "value") or 0.0), row.name
+
+
+def _seen(lists: Any) -> tuple[str, ...]:
+    """Every name once, in order of first appearance."""
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _tasks(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    pairs = [
+        (group, task)
+        for row in rows
+        for group, found in (row.entry.get("scores") or {}).items()
+        for task in found.get("tasks") or {}
+    ]
+    groups = list(dict.fromkeys(group for group, _ in pairs))
+    return tuple(sorted(dict.fromkeys(pairs), key=lambda pair: groups.index(pair[0])))
+
+
+def _not_finite(value: Any, path: str) -> list[str]:
+    if isinstance(value, Mapping):
+        return [found for key, inner in value.items() for found in _not_finite(inner, f"{path}.{key}")]
+    return [path] if isinstance(value, float) and not math.isfinite(value) else []
+
+
+# --------------------------------------------------------------------------------------------------- words, numbers
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as percent, such as 62.1; empty when absent."""
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def points(value: float | None) -> str:
+    """A signed difference of shares in points, such as +2.1."""
+    return "" if value is None else f"{100 * value + 0.0:+.1f}"
+
+
+def half_width(entry: Any, *path: str) -> str:
+    """±2.4 from the low and high at a path; empty when there is no interval."""
+    low, high = number(entry, *path, "low"), number(entry, *path, "high")
+    return "" if low is None or high is None else f"±{50 * (high - low):.1f}"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value < 99.5:
+        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5940 else f"{value / 3600:.1f} h"
+
+
+def memory(megabytes: float | None) -> str:
+    if megabytes is None:
+        return ""
+    return f"{megabytes:.0f} MB" if megabytes < 999.5 else f"{megabytes / 1024:.1f} GB"
+
+
+def total_seconds(row: Row) -> float | None:
+    found = [row.number("cost", key) for key in ("build_s", "evaluate_s")]
+    known = [value for value in found if value is not None]
+    return sum(known) if known else None
+
+
+def plain(text: object) -> str:
+    """One printable line: control characters, line breaks and direction overrides as escapes."""
+    return "".join(
+        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def columns_of(text: str) -> int:
+    """How many terminal columns a text takes."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def clipped(text: str, width: int, end: int = 3) -> str:
+    """The text in at most `width` columns; what is cut leaves an ellipsis and 1 / `end` of the width behind it."""
+    if columns_of(text) <= width:
+        return text
+    keep = max(1, width - 1)
+    head, tail = text[: keep - keep // end], text[len(text) - keep // end :]
+    while columns_of(head) + columns_of(tail) > keep and head:
+        head = head[:-1]
+    return f"{head}…{tail}"

@@ -1,0 +1,297 @@
+"""The verbs. Each parses, calls one function, and lets an error become a message and an exit code.
+
+Nothing heavy is imported at start-up: every verb imports what it needs.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.errors import FuseBenchError
+
+if TYPE_CHECKING:
+    from harness.run import Options
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FUSE_BENCH", "max_content_width": 100}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders lie."
+)
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The store of everything computed.  [default: ~/.cache/fuse-bench]",
+)
+
+
+def main() -> None:
+    """Run the command line: a fault of ours keeps its traceback, one of the user's has a message and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FuseBenchError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        # The engine's errors are only known once the engine was imported.
+        errors = sys.modules.get("fusion.errors")
+        if errors is None or not isinstance(error, errors.FusionError):
+            raise
+        _say(error)
+        sys.exit(2)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="fuse-bench")
+def cli() -> None:
+    """Build merged and fused language models, score them and their sources, and say which is really better."""
+
+
+@cli.command()
+@click.argument("suite")
+@click.option("--jobs", "slots", type=click.IntRange(1), help="Jobs at once.  [default: one a GPU, else one a core]")
+@click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
+@out_option
+@store_option
+@json_option
+def run(suite: str, slots: int | None, progress: str, out: Path, store: Path | None, as_json: bool) -> None:
+    """Build, score and compare what SUITE names. SUITE is a file, or the name of a shipped suite.
+
+    What is in the store already is not done again; an interrupted run goes on where it was.
+    Exits 1 when a job failed (the results of the others are written), 130 after Ctrl-C.
+    """
+    from harness.report import print_outcome
+    from harness.run import run as run_suite
+    from harness.suite import find
+
+    outcome = run_suite(find(suite), _options(out, store, slots, progress))
+    if as_json:
+        _json(
+            {
+                "run_dir": str(outcome.run_dir),
+                "results": str(outcome.run_dir / "results.json"),
+                "jobs": outcome.jobs,
+                "seconds": outcome.seconds,
+            }
+        )
+    else:
+        print_outcome(outcome)
+    for warning in outcome.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    for job, error in outcome.failed.items():
+        click.echo(f"failed: {job}: {error}", err=True)
+    sys.exit(1 if outcome.failed else 0)
+
+
+@cli.command()
+@click.argument("suite")
+@out_option
+@store_option
+@json_option
+def plan(suite: str, out: Path, store: Path | None, as_json: bool) -> None:
+    """Show the jobs of SUITE: what is cached, what is pending and why, and what disk and memory it needs."""
+    from harness.report import plan_json, print_plan, survey
+    from harness.suite import find
+
+    surveyed = survey(find(suite), _options(out, store, None, "none"))
+    if as_json:
+        _json(plan_json(surveyed))
+    else:
+        print_plan(surveyed)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--seed", type=int, help="Seed of random methods, instead of the recipe's.")
+@json_option
+def merge(recipe: Path, out: Path, seed: int | None, as_json: bool) -> None:
+    """Merge models as the file RECIPE says, into the new folder OUT, which transformers can load."""
+    from harness.report import merge_recipe
+
+    report = merge_recipe(recipe, out, seed)
+    if as_json:
+        _json(report)
+    else:
+        click.echo(f"{out}: {report['tensors']} tensors, {report['digest']}")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--base", required=True, type=click.Path(path_type=Path), help="The model that task vectors are taken from."
+)
+@json_option
+def kinship(models: tuple[Path, ...], base: Path, as_json: bool) -> None:
+    """How related the folders MODELS are: similarity of their task vectors, pair by pair."""
+    from harness.report import kinship_table, measure_kinship
+
+    found = measure_kinship(models, base)
+    if as_json:
+        _json(found)
+    else:
+        click.echo(kinship_table(found))
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--group", help="Compare on this group alone.")
+@out_option
+@json_option
+def compare(a: str, b: str, group: str | None, out: Path, as_json: bool) -> None:
+    """Is A better than B? Paired on samples. A model is [RUN:]NAME; without RUN, of the latest run."""
+    from harness.compare import compare as compare_models
+    from harness.compare import table
+
+    found = compare_models(a, b, group, out)
+    if as_json:
+        _json(found)
+    else:
+        click.echo(table(found))
+
+
+@cli.command()
+@click.argument("run", default="latest")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "wide", "md", "csv", "html"]), default="text", show_default=True
+)
+@out_option
+@json_option
+def leaderboard(run: str, form: str, out: Path, as_json: bool) -> None:
+    """The ranked table of RUN: a folder, a suite's name (its last run), or `latest`."""
+    from harness import record
+    from harness.leaderboard import render
+
+    results = record.read(record.find_run(run, out))
+    click.echo(render(results, "json" if as_json else form), nl=False)
+
+
+@cli.command()
+@click.argument("run", default="latest")
+@click.option("--uri", help="Where to send it.  [default: mlflow.db beside the run folders]")
+@out_option
+@json_option
+def track(run: str, uri: str | None, out: Path, as_json: bool) -> None:
+    """Send the results of RUN to MLflow (again). What is there already is not sent twice."""
+    from harness.report import send
+
+    tracked = send(run, uri, out)
+    if as_json:
+        _json(tracked)
+    else:
+        click.echo("\n".join(f"{key}: {value}" for key, value in tracked.items()))
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@store_option
+@json_option
+def gc(dry_run: bool, store: Path | None, as_json: bool) -> None:
+    """Remove from the store what no run folder needs. A run folder that you delete is no longer kept for."""
+    from harness.run import live_keys
+    from harness.store import Store
+
+    opened = Store(_store(store))
+    gone = opened.collect(live_keys(opened), dry_run=dry_run)
+    size = sum(entry[1] for entry in gone)
+    if as_json:
+        _json({"removed": [key for key, _ in gone], "bytes": size, "dry_run": dry_run})
+    else:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {len(gone)} objects, {size / 2**20:.1f} MiB")
+
+
+@cli.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """The ways to merge and fuse, with their formulas, parameters and papers."""
+    from harness.report import method_rows, print_rows
+
+    _json(method_rows()) if as_json else print_rows(method_rows())
+
+
+@cli.command()
+@json_option
+def measures(as_json: bool) -> None:
+    """The measures of kinship, with their formulas and sources."""
+    from harness.report import measure_rows, print_rows
+
+    _json(measure_rows()) if as_json else print_rows(measure_rows())
+
+
+@cli.command()
+@json_option
+def tasks(as_json: bool) -> None:
+    """The tasks that are shipped. Any lm-eval task file works too, by its path."""
+    from harness.report import print_rows, task_rows
+
+    _json(task_rows()) if as_json else print_rows(task_rows())
+
+
+@cli.command()
+@json_option
+def suites(as_json: bool) -> None:
+    """The suites that are shipped."""
+    from harness.report import print_rows, suite_rows
+
+    _json(suite_rows()) if as_json else print_rows(suite_rows())
+
+
+@cli.command()
+def schema() -> None:
+    """The JSON Schema of a suite file, for editors."""
+    from harness.schema import schema as suite_schema
+
+    _json(suite_schema())
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path), default=Path("suite.yaml"))
+def init(path: Path) -> None:
+    """Write a small suite to start from: two checkpoints, their base, and the merges that people try first."""
+    from harness.report import write_starter
+
+    click.echo(write_starter(path))
+
+
+@cli.command()
+@store_option
+@json_option
+def doctor(store: Path | None, as_json: bool) -> None:
+    """What this machine has: cores, memory, GPUs, library versions, sandbox levels, the store."""
+    from harness.report import diagnosis, print_rows
+
+    found = diagnosis(_store(store))
+    _json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
+
+
+def _options(out: Path, store: Path | None, slots: int | None, progress: str) -> "Options":
+    from harness.run import Options
+
+    return Options(out=out, store=_store(store), slots=slots, progress=progress)
+
+
+def _store(given: Path | None) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return given or cache / "fuse-bench"
+
+
+def _json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _say(error: Exception) -> None:
+    text = str(error)
+    click.echo(text if text.startswith("error") else f"error: {text}", err=True)

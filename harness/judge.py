@@ -1,0 +1,152 @@
+"""Responses become scores, without the model: lm-eval's own filters and metrics, and the sandbox for programs.
+
+    judge(source, responses)     # one record a response: {"id", "score", "also", "answer", "verdict"}
+
+A new way to extract or to run needs no new generation. For likelihood and generation tasks the numbers are lm-eval's.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import TaskError
+from harness.sandbox import Program, SandboxSettings, run_many
+from harness.tasks import load, rows
+
+Record = dict[str, Any]
+
+
+def judge(
+    source: str, responses: Sequence[Mapping[str, Any]], sandbox: str | None = None, trust: bool = False
+) -> list[Record]:
+    """Score the responses of `evaluate.respond` to a task (`source`: its file), in their order.
+
+    A record: "id", "score" (of the task's metric), "also" (its other means over items, by name), "answer" (what was
+    taken for the answer, None if nothing), "verdict" (why a program passed or not; None for other tasks). `sandbox`:
+    the least isolation level for programs. Raises TaskError, also when the data are no longer those that were asked
+    about, and SandboxError.
+    """
+    loaded = load.load(Path(source), trust)
+    for response in responses:
+        doc_id = response["doc_id"]
+        if not 0 <= doc_id < len(loaded.ids) or loaded.ids[doc_id] != response["id"]:
+            raise TaskError(
+                f"{loaded.definition.path}: item {doc_id} is not the one that was answered: the data have changed "
+                "since; generate again"
+            )
+    if not responses:
+        return []
+    if loaded.kind == "code":
+        return _run(loaded, responses, SandboxSettings(level=sandbox or "any"))
+    return _score(loaded, responses)
+
+
+def _score(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """lm-eval's filters over all responses at once, then its `process_results` item by item."""
+    from lm_eval.api.instance import Instance
+
+    task = loaded.task
+    by_response = [
+        [
+            Instance(
+                request_type=task.OUTPUT_TYPE,
+                doc=loaded.docs[response["doc_id"]],
+                arguments=(),
+                idx=place,
+                metadata=(loaded.definition.name, response["doc_id"], len(repeats)),
+                resps=[tuple(repeat) if isinstance(repeat, list) else repeat for repeat in repeats],
+            )
+            for place, repeats in enumerate(response["resps"])
+        ]
+        for response in responses
+    ]
+    with load.quiet():
+        for ensemble in task._filters:
+            ensemble.apply([instance for instances in by_response for instance in instances])
+        return [
+            _lm_eval_record(loaded, response, instances)
+            for response, instances in zip(responses, by_response, strict=True)
+        ]
+
+
+def _lm_eval_record(loaded: load.Loaded, response: Mapping[str, Any], instances: list[Any]) -> Record:
+    doc = loaded.docs[response["doc_id"]]
+    by_filter: dict[str, Mapping[str, Any]] = {}
+    values: dict[str, float] = {}
+    for score in loaded.scores:
+        if score.filter not in by_filter:
+            filtered = [instance.filtered_resps[score.filter] for instance in instances]
+            by_filter[score.filter] = loaded.task.process_results(doc, filtered)
+        if score.metric not in by_filter[score.filter]:
+            raise TaskError(f"{loaded.definition.path}: no '{score.metric}' for item {response['doc_id']}")
+        values[score.label] = float(by_filter[score.filter][score.metric])
+    headline = loaded.scores[0]
+    return {
+        "id": response["id"],
+        "score": values.pop(headline.label),
+        "also": values,
+        "answer": _answer(
+            loaded.task, doc, [instance.filtered_resps[headline.filter] for instance in instances], headline
+        ),
+        "verdict": None,
+    }
+
+
+def _answer(task: Any, doc: Mapping[str, Any], filtered: list[Any], headline: load.Score) -> str | None:
+    """The choice that the headline metric counts as picked, or the extracted text."""
+    if task.OUTPUT_TYPE == "generate_until":
+        answer = filtered[0][0] if isinstance(filtered[0], list) and filtered[0] else filtered[0]
+        return None if answer in ("[invalid]", []) else str(answer)
+    if task.OUTPUT_TYPE != "multiple_choice" or headline.metric not in _LENGTHS:
+        return None
+    choices = task.doc_to_choice(doc)
+    length = _LENGTHS[headline.metric]
+    marks = [float(response[0]) / length(choice) for response, choice in zip(filtered, choices, strict=False)]
+    return str(choices[marks.index(max(marks))])
+
+
+_LENGTHS = {"acc": lambda choice: 1, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
+"""What each accuracy divides a choice's log-likelihood by."""
+
+
+def _run(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]], settings: SandboxSettings) -> list[Record]:
+    """Programs of HumanEval's form: prompt and completion, tested by `check(entry_point)`."""
+    until = (loaded.task.config.generation_kwargs or {}).get("until", [])
+    completions = [[_cut(text, until) for text in response["resps"][0]] for response in responses]
+    programs = [
+        _program(loaded.docs[response["doc_id"]], text)
+        for response, texts in zip(responses, completions, strict=True)
+        for text in texts
+    ]
+    verdicts = iter(run_many(programs, settings))
+    records = []
+    for response, texts in zip(responses, completions, strict=True):
+        found = [next(verdicts) for _ in texts]
+        for verdict in found:
+            if verdict.reason.startswith("test error"):
+                raise TaskError(
+                    f"{rows.line_of(loaded.definition, response['doc_id'])}: {verdict.reason}: no program can "
+                    "pass it; correct the row's 'test'"
+                )
+        records.append(
+            {
+                "id": response["id"],
+                "score": sum(verdict.passed for verdict in found) / len(found),
+                "also": {},
+                "answer": texts[0],
+                "verdict": ", ".join(verdict.reason for verdict in found),
+            }
+        )
+    return records
+
+
+def _program(doc: Mapping[str, Any], completion: str) -> Program:
+    entry = doc["entry_point"]
+    test = f"{doc['test']}\ncheck({entry})\n"
+    return Program(doc["prompt"] + completion, test, setup=doc["prompt"], entry_point=entry)
+
+
+def _cut(text: str, until: str | Sequence[str]) -> str:
+    """The text up to the first stop sequence: programs made elsewhere may run on."""
+    places = [text.find(stop) for stop in ([until] if isinstance(until, str) else until) if stop in text]
+    return text[: min(places)] if places else text

@@ -1,0 +1,378 @@
+"""Jobs' results -> results.json and scores/<model>.json: the record that leaderboard, compare and MLflow read.
+
+Absent is absent: a model whose samples are not all there has no score, and says why.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import relate, stats
+from harness.drive import Progress
+from harness.errors import StoreError, UsageError
+from harness.facts import environment
+from harness.plan import Plan, instance_name, instances, kinship_base, made_by
+from harness.stats import Scores
+from harness.store import Entry, digest_of, write_whole
+from harness.suite import Candidate, Model, Source, Suite, Trained
+
+SCHEMA = 1
+SPLITS = ("dev", "test")
+
+# instance -> split -> group -> task -> metric -> one value an item, in the suite's order; "" is the metric that counts
+Samples = dict[str, dict[str, dict[str, dict[str, dict[str, list[float]]]]]]
+
+
+def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, dict[str, Scores]]]:
+    """(results as contract 4 has them, scores by split and model) of everything that is done."""
+    suite = plan.suite
+    samples = {name: _samples(plan, progress, name) for name in instances(suite)}
+    scores = {split: _by_model(suite, samples, split) for split in SPLITS}
+    ranks = stats.ranks(scores["test"]) if scores["test"] else {}
+    models = {}
+    for name, model in suite.models.items():
+        row = _describe(plan, progress, name, model)
+        row.update(_scored(plan, samples, name, model, scores))
+        if name in ranks:
+            row["rank"] = ranks[name]
+        models[name] = row
+    _choose(models)
+    _add_kinship(models, plan, progress)
+    rows = [{"name": n, **row} for n, row in models.items() if row["kind"] == "merged"]
+    return {
+        "schema": SCHEMA,
+        "suite": _suite(plan),
+        "environment": {**environment(), "device": plan.facts.device},
+        "models": models,
+        "kinship_vs_gain": relate.kinship_vs_gain(rows) if plan.kinship else {},
+    }, scores
+
+
+def write(run_dir: Path, results: Mapping[str, Any], plan: Plan, scores: Mapping[str, Mapping[str, Scores]]) -> Path:
+    """Write results.json and the per-sample scores into a run folder; returns the path of results.json."""
+    folder = run_dir / "scores"
+    folder.mkdir(exist_ok=True)
+    ids = {
+        split: {
+            group: {task: items.counted[split] for task, items in tasks.items()} for group, tasks in plan.items.items()
+        }
+        for split in SPLITS
+    }
+    write_whole(folder / "items.json", json.dumps(ids))
+    for name in plan.suite.models:
+        packed = {split: _pack(scores[split][name]) for split in SPLITS if name in scores[split]}
+        if packed:
+            write_whole(folder / f"{file_name(name)}.json", json.dumps({"model": name, "scores": packed}))
+    path = run_dir / "results.json"
+    write_whole(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """results.json of a run folder.
+
+    Raises UsageError where there is none, StoreError where it is damaged or of a newer schema.
+    """
+    path = run_dir / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{run_dir} holds no results.json: its run has not finished; give its `run` command again"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise StoreError(
+            f"{path} is damaged ({error}); give the run's command again, it is rebuilt from the store"
+        ) from error
+    if results.get("schema", 0) > SCHEMA:
+        raise StoreError(
+            f"{path} has schema {results['schema']}; this fuse-bench knows up to {SCHEMA}: install a newer one"
+        )
+    return results
+
+
+def read_scores(run_dir: Path, model: str, split: str = "test") -> Scores | None:
+    """The per-sample scores of a model of a run, or None where it has none."""
+    path = run_dir / "scores" / f"{file_name(model)}.json"
+    if not path.is_file():
+        return None
+    packed = json.loads(path.read_text(encoding="utf-8"))["scores"].get(split)
+    return None if packed is None else _unpack(packed)
+
+
+def find_run(name: str, out: Path) -> Path:
+    """A run folder by its path, by its suite's name (the last run), or `latest`."""
+    path = Path(name)
+    if path.is_dir() and ((path / "results.json").exists() or (path / "plan.json").exists()):
+        return path
+    runs = sorted((p.parent for p in out.glob("*/plan.json")), key=lambda p: (p / "plan.json").stat().st_mtime_ns)
+    mine = runs if name == "latest" else [p for p in runs if re.fullmatch(re.escape(name) + "-[0-9a-f]{8}", p.name)]
+    if not mine:
+        known = ", ".join(sorted({p.name.rpartition("-")[0] for p in runs})) or "none yet"
+        raise UsageError(f"there is no run '{name}' in {out}; suites with runs there: {known}")
+    return mine[-1]
+
+
+def canonical(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal between two runs of one suite on one machine: all but cost, paths and the executor."""
+    models = {name: {k: v for k, v in row.items() if k != "cost"} for name, row in results["models"].items()}
+    suite = {k: v for k, v in results["suite"].items() if k != "path"}
+    return {**results, "models": models, "suite": suite}
+
+
+def file_name(model: str) -> str:
+    """A model's name as a file's: what a file system may dislike replaced, and then told apart by a hash."""
+    safe = re.sub(r"[^A-Za-z0-9_.=,@-]+", "-", model)
+    return safe if safe == model else f"{safe}-{digest_of(model)[:6]}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the parts
+
+
+def _suite(plan: Plan) -> dict[str, Any]:
+    suite = plan.suite
+    groups: dict[str, Any] = {}
+    for group in suite.groups:
+        tasks = {}
+        for name in group.tasks:
+            task, items = plan.facts.tasks[name], plan.items[group.name][name]
+            tasks[name] = {
+                "version": task.version, "digest": task.digest, "metric": task.metric, "shots": task.shots,
+                "chance": task.chance, "n": {split: len(items.counted[split]) for split in SPLITS},
+                **({"sandbox": plan.facts.sandbox} if task.kind == "code" else {}),
+            }  # fmt: skip
+        groups[group.name] = {"tasks": tasks, "limit": group.limit, "batch_size": group.batch_size}
+    return {
+        "name": suite.name, "digest": suite.digest, "path": str(suite.path), "seed": suite.seed, "dev": suite.dev_share,
+        "groups": groups,
+    }  # fmt: skip
+
+
+def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
+    """Per-sample values of one model: split -> group -> task -> metric -> values; tasks that are not complete left out."""
+    found: dict[str, Any] = {split: {} for split in SPLITS}
+    for group, tasks in plan.items.items():
+        for task, items in tasks.items():
+            by_id: dict[str, Mapping[str, Any]] = {}
+            for block in items.blocks:
+                entry = progress.done.get(f"judge {instance} {group}/{block.name}")
+                if entry is not None:
+                    by_id.update(zip(block.ids, _scores_of(entry), strict=True))
+            for split in SPLITS:
+                ids = items.counted[split]
+                if ids and all(i in by_id for i in ids):
+                    found[split].setdefault(group, {})[task] = _columns([by_id[i] for i in ids])
+    return found
+
+
+def _scores_of(entry: Entry) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((entry.path / "scores.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _columns(samples: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    also = sorted(samples[0]["also"])
+    return {"": [s["score"] for s in samples], **{name: [s["also"][name] for s in samples] for name in also}}
+
+
+def _replicates(name: str, model: Model) -> list[str]:
+    return [instance_name(model, seed) for seed in model.seeds] if isinstance(model, Candidate) else [name]
+
+
+def _by_model(suite: Suite, samples: Mapping[str, Any], split: str) -> dict[str, Scores]:
+    """Scores of the models whose every task is complete."""
+    wanted = {group.name: group.tasks for group in suite.groups}
+    found = {}
+    for name, model in suite.models.items():
+        parts = [samples[instance][split] for instance in _replicates(name, model)]
+        if all(set(part.get(group, {})) == set(tasks) for part in parts for group, tasks in wanted.items()):
+            found[name] = {
+                group: {task: np.array([part[group][task][""] for part in parts], dtype=np.float64) for task in tasks}
+                for group, tasks in wanted.items()
+            }
+    return found
+
+
+def _describe(plan: Plan, progress: Progress, name: str, model: Model) -> dict[str, Any]:
+    """What a model is, whether it is there, and what it cost."""
+    row: dict[str, Any] = {"kind": _kind(model), "control": isinstance(model, Candidate) and model.is_control}
+    if isinstance(model, Candidate):
+        row |= {"method": model.method, "params": dict(model.params), "seeds": list(model.seeds)}
+        row |= {"parents": list(model.parents), "base": model.base or model.target}
+        if model.weights:
+            row["weights"] = dict(zip(model.models, model.weights, strict=True))
+        if model.sweep:
+            row["sweep"] = {"row": model.row, "point": dict(model.sweep)}
+    elif isinstance(model, Trained):
+        row |= {"method": model.trainer, "params": dict(model.params), "seeds": [model.seed]}
+        row |= {"parents": [model.parent] if model.parent else [], "base": model.parent}
+    else:
+        row |= {"origin": model.origin, "revision": model.revision, "parents": []}
+    row["digest"] = _digests(plan, progress, name, model)
+    row["status"], row["error"] = _state(plan, progress, name, model)
+    row["cost"] = _cost(plan, progress, _replicates(name, model))
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _kind(model: Model) -> str:
+    return "source" if isinstance(model, Source) else "trained" if isinstance(model, Trained) else model.kind
+
+
+def _digests(plan: Plan, progress: Progress, name: str, model: Model) -> str | list[str] | None:
+    if isinstance(model, Source):
+        return plan.facts.folders[name].digest
+    made = [progress.done.get(made_by(instance, model)) for instance in _replicates(name, model)]
+    digests = [entry.digest for entry in made if entry is not None]
+    return None if not digests else digests[0] if len(digests) == 1 else digests
+
+
+def _state(plan: Plan, progress: Progress, name: str, model: Model) -> tuple[str, str | None]:
+    """ok, or what failed: failed and skipped are of the model itself, incomplete of its evaluation."""
+    if not isinstance(model, Source):
+        for instance in _replicates(name, model):
+            failure = progress.failed.get(made_by(instance, model))
+            if failure is not None:
+                return ("skipped" if failure.fault == "skipped" else "failed"), failure.error
+    mine = frozenset(_replicates(name, model))
+    for job_id, failure in progress.failed.items():
+        if job_id.split(" ")[1] in mine and failure.fault != "skipped" and plan.jobs[job_id].kind != "relate":
+            return "incomplete", f"{job_id}: {failure.error}"
+    return "ok", None
+
+
+def _cost(plan: Plan, progress: Progress, replicates: Iterable[str]) -> dict[str, float]:
+    mine = frozenset(replicates)
+    made: list[Mapping[str, float]] = []
+    scored: list[Mapping[str, float]] = []
+    for job_id, entry in progress.done.items():
+        kind, owner = job_id.split(" ")[:2]
+        if owner in mine and kind != "relate":
+            (scored if kind in ("generate", "judge") else made).append(entry.cost)
+    cost = {}
+    for name, entries in (("build_s", made), ("evaluate_s", scored)):
+        if entries:
+            cost[name] = round(sum(c["seconds"] for c in entries), 3)
+    for name in ("peak_rss_mb", "peak_vram_mb"):
+        peaks = [c[name] for c in (*made, *scored) if name in c]
+        if peaks:
+            cost[name] = max(peaks)
+    return cost
+
+
+def _scored(
+    plan: Plan, samples: Mapping[str, Any], name: str, model: Model, scores: Mapping[str, Mapping[str, Scores]]
+) -> dict[str, Any]:
+    """Scores, gains and kinship of a model, as far as they are known."""
+    row: dict[str, Any] = {}
+    for key, split in (("scores", "test"), ("dev_scores", "dev")):
+        groups = _group_scores(plan, [samples[instance][split] for instance in _replicates(name, model)])
+        if groups:
+            row[key] = groups
+    if name in scores["test"]:
+        row["score"] = _estimate(stats.overall(scores["test"][name]))
+        low, high = stats.interval(scores["test"][name]) or (None, None)
+        if low is not None:
+            row["interval"] = {"low": low, "high": high}
+    if name in scores["dev"]:
+        row["dev_score"] = _estimate(stats.overall(scores["dev"][name]))
+    if isinstance(model, Candidate):
+        row["gain"] = relate.gains(
+            name,
+            model.parents,
+            base=kinship_base(plan.suite, model),
+            control=model.control,
+            target=model.target,
+            test=scores["test"],
+            dev=scores["dev"] or None,
+        )
+    return row
+
+
+def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Groups and tasks of one row; a group has a value only when all its tasks and replicates are there."""
+    found: dict[str, Any] = {}
+    for group in plan.suite.groups:
+        tasks, arrays = {}, {}
+        for task in group.tasks:
+            columns = [part.get(group.name, {}).get(task) for part in parts]
+            if not all(columns):
+                continue
+            arrays[task] = np.array([column[""] for column in columns if column], dtype=np.float64)
+            also = {m: float(np.mean([c[m] for c in columns if c])) for m in (columns[0] or {}) if m}
+            facts = plan.facts.tasks[task]
+            tasks[task] = {"metric": facts.metric, **_estimate(stats.of_task(arrays[task])), "also": also}
+            if facts.chance is not None:
+                tasks[task]["chance"] = facts.chance
+        if tasks:
+            found[group.name] = {"tasks": tasks}
+            if len(tasks) == len(group.tasks):
+                found[group.name] = {**_estimate(stats.of_group({group.name: arrays}, group.name)), "tasks": tasks}
+    return found
+
+
+def _estimate(estimate: stats.Estimate) -> dict[str, Any]:
+    values = {"value": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _add_kinship(models: Mapping[str, dict[str, Any]], plan: Plan, progress: Progress) -> None:
+    """Write each merge's kinship, over the pairs of its parents, into its row."""
+    for name, job_id in plan.kinship.items():
+        entry = progress.done.get(job_id)
+        if entry is None:
+            continue
+        pairs = entry.result["pairs"]
+        found = {}
+        for measure in plan.suite.measures:
+            values = [pair[measure] for pair in pairs if pair.get(measure) is not None]
+            if len(values) == len(pairs):
+                found[measure] = {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
+        models[name]["kinship"] = found
+
+
+def _choose(models: Mapping[str, dict[str, Any]]) -> None:
+    """Mark the point of each sweep that is best on dev; without dev scores of all points, none is chosen."""
+    rows: dict[str, list[str]] = {}
+    for name, row in models.items():
+        if "sweep" in row:
+            rows.setdefault(row["sweep"]["row"], []).append(name)
+    for names in rows.values():
+        if all("dev_score" in models[name] for name in names):
+            best = max(names, key=lambda name: models[name]["dev_score"]["value"])
+            for name in names:
+                models[name]["sweep"]["chosen"] = name == best
+
+
+def best_merge(results: Mapping[str, Any]) -> str | None:
+    """The merge whose weights `keep: best` writes: best on dev, or on test where there is no dev split."""
+    merged = {n: r.get("dev_score", r.get("score")) for n, r in results["models"].items() if r["kind"] == "merged"}
+    scored = {name: score["value"] for name, score in merged.items() if score}
+    return max(scored, key=lambda name: scored[name]) if scored else None
+
+
+def _pack(scores: Scores) -> dict[str, Any]:
+    """0/1 scores as bits, others as numbers; replicates one after another."""
+
+    def one(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+        if np.isin(array, (0.0, 1.0)).all():
+            bits = base64.b64encode(np.packbits(array.astype(np.uint8)).tobytes()).decode()
+            return {"shape": array.shape, "bits": bits}
+        return {"shape": array.shape, "values": array.ravel().tolist()}
+
+    return {group: {task: one(array) for task, array in tasks.items()} for group, tasks in scores.items()}
+
+
+def _unpack(packed: Mapping[str, Any]) -> Scores:
+    def one(part: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+        shape = tuple(part["shape"])
+        if "bits" in part:
+            raw = np.frombuffer(base64.b64decode(part["bits"]), dtype=np.uint8)
+            return np.unpackbits(raw)[: int(np.prod(shape))].reshape(shape).astype(np.float64)
+        return np.array(part["values"], dtype=np.float64).reshape(shape)
+
+    return {group: {task: one(part) for task, part in tasks.items()} for group, tasks in packed.items()}

@@ -1,0 +1,314 @@
+"""What the smaller verbs print: plans, tables of methods and tasks, a run's last words, what this machine has."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.errors import UsageError
+from harness.run import Options, Outcome, free_bytes
+from harness.status import Status
+
+STARTER = """\
+# fuse-bench run {name}        (fuse-bench plan {name} shows what that will do)
+suite: my-comparison
+seed: 17
+
+models:
+  base:     {{from: ./checkpoints/base}}        # the model that the others were fine-tuned from
+  chat:     {{from: ./checkpoints/chat}}        # a folder, or a hub repository as owner/name
+  maths:    {{from: ./checkpoints/maths}}
+
+candidates:
+  average:  {{method: linear, models: [chat, maths]}}
+  ties:     {{method: ties, base: base, models: [chat, maths], density: {{sweep: [0.3, 0.5]}}}}
+  slerp:    {{method: slerp, models: [chat, maths]}}
+
+evaluate:                                     # a task: a shipped name, an lm-eval name, or the path of a task file
+  commonsense: {{tasks: [arc_easy, piqa], limit: 500}}
+
+split: {{dev: 0.3}}                             # sweeps are chosen on dev, the leaderboard reports the rest
+kinship: {{base: base}}
+track: {{mlflow: sqlite}}
+"""
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """The ranked table, where the files lie, and how to open MLflow."""
+    from harness import leaderboard
+
+    width = shutil.get_terminal_size((80, 24)).columns
+    click.echo(leaderboard.text(outcome.results, max(80, width)))
+    jobs = outcome.jobs
+    parts = [
+        f"{jobs[key]} {key}" for key in ("ran", "cached", "failed", "skipped") if jobs[key] or key in ("ran", "cached")
+    ]
+    click.echo(f"{jobs['total']} jobs: {', '.join(parts)}; {outcome.seconds:.0f} s")
+    click.echo(f"results:     {shown(outcome.run_dir / 'results.json')}")
+    click.echo(f"leaderboard: {shown(outcome.run_dir / 'leaderboard.html')}  (and .md, .csv, .json)")
+    if outcome.ui:
+        click.echo(f"MLflow:      {outcome.ui}")
+
+
+def shown(path: Path) -> str:
+    """A path as short as the working folder allows."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A plan with its state. Bytes are None where no model's size is known yet."""
+
+    suite: str
+    states: list[Status]
+    disk_needed: int | None
+    disk_free: int
+    memory_needed: int | None
+    memory: int
+    gpus: int
+    skeletons: int
+
+
+def survey(path: Path, options: Options) -> Survey:
+    """What `run` would do now."""
+    from harness.facts import gather
+    from harness.plan import plan
+    from harness.status import failures, needs, previous_plan, status
+    from harness.store import Store
+    from harness.suite import load
+
+    suite = load(path)
+    store = Store(options.store)
+    planned = plan(suite, gather(suite, store))
+    folders = [p.parent for p in options.out.glob(f"{suite.name}-*/plan.json")]
+    run_dir = options.out / f"{suite.name}-{suite.digest[:8]}"
+    states = status(planned, store, previous_plan(folders), failures(run_dir))
+    needed = needs(planned, store)
+    return Survey(
+        suite=suite.name,
+        states=states,
+        disk_needed=needed["disk"],
+        disk_free=free_bytes(options.store),
+        memory_needed=needed["memory"],
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpus=len(planned.facts.gpus),
+        skeletons=options.slots or 1,
+    )
+
+
+def plan_json(found: Survey) -> dict[str, Any]:
+    """The survey as JSON: every job with state and reason, then the needs."""
+    jobs = [{"id": s.job.id, "kind": s.job.kind, "state": s.state, "reason": s.reason} for s in found.states]
+    disk = {"needed": found.disk_needed, "free": found.disk_free}
+    memory = {"largest_model": found.memory_needed, "machine": found.memory}
+    return {"suite": found.suite, "jobs": jobs, "disk": disk, "memory": memory, "gpus": found.gpus}
+
+
+def print_plan(found: Survey) -> None:
+    """Models job by job; scoring summed up by model and group; then counts and needs."""
+    click.echo(f"{found.suite}: {len(found.states)} jobs\n")
+    for line in _plan_lines(found.states):
+        click.echo(line)
+    click.echo()
+    for kind in dict.fromkeys(s.job.kind for s in found.states):
+        mine = [s for s in found.states if s.job.kind == kind]
+        cached = sum(s.state == "cached" for s in mine)
+        click.echo(f"{kind:>9}: {len(mine):>5} jobs, {cached} cached")
+    disk = "not known before they are made" if found.disk_needed is None else f"about {gib(found.disk_needed)}"
+    click.echo(f"\ndisk for weights: {disk}; free in the store: {gib(found.disk_free)}")
+    if found.memory_needed is not None:
+        click.echo(f"memory: {gib(found.memory_needed)} for each worker's model; this machine has {gib(found.memory)}")
+    if found.disk_needed is not None and found.disk_needed > found.disk_free:
+        click.echo(
+            "warning: that is more than is free; `fuse-bench gc` removes what no run needs, `keep: none` writes less"
+        )
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+
+
+def _plan_lines(states: Sequence[Status]) -> list[str]:
+    scoring: dict[tuple[str, str], list[Status]] = {}
+    lines = []
+    for state in states:
+        if state.job.kind in ("generate", "judge"):
+            _, model, rest = state.job.id.split(" ", 2)
+            scoring.setdefault((model, rest.partition("/")[0]), []).append(state)
+        else:
+            lines.append(_line(state.state, state.job.id, state.reason))
+    for (model, group), mine in scoring.items():
+        left = [s for s in mine if s.state != "cached"]
+        state = "cached" if not left else "failed" if any(s.state == "failed" for s in left) else "pending"
+        reason = "" if not left else f"{len(left)} of {len(mine)} jobs: {left[0].reason}"
+        lines.append(_line(state, f"score {model} on {group}", reason))
+    return lines
+
+
+def _line(state: str, what: str, reason: str) -> str:
+    return f"  {state:<8} {what}" + (f"  ({reason})" if reason else "")
+
+
+def merge_recipe(recipe: Path, out: Path, seed: int | None) -> dict[str, Any]:
+    """Merge as a recipe file says."""
+    from dataclasses import replace
+
+    from fusion.merge import write
+    from fusion.modelref import Delta
+    from fusion.recipe import read_recipe
+
+    read, parents = read_recipe(recipe)
+    if seed is not None:
+        read = replace(read, seed=seed)
+    return {"out": str(out), **write(Delta(read, tuple(parents.items())), out)}
+
+
+def measure_kinship(models: Sequence[Path], base: Path) -> dict[str, Any]:
+    """Contract 6: {"base", "models", "pairs"} of some model folders."""
+    from fusion.kinship import MEASURES
+    from fusion.kinship.weights import kinship
+    from fusion.modelref import Folder, open_ref
+
+    if len(models) < 2:
+        raise UsageError("kinship is between models: give at least two")
+    names = [str(path) for path in models]
+    for repeated in sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{repeated} is given more than once")
+    opened = {name: open_ref(Folder(name)) for name in names}
+    return {"base": str(base), "models": names, "pairs": kinship(opened, open_ref(Folder(str(base))), list(MEASURES))}
+
+
+def kinship_table(found: Mapping[str, Any]) -> str:
+    """Pairs, one a line."""
+    from fusion.kinship import MEASURES
+
+    lines = [f"base: {found['base']}"]
+    for pair in found["pairs"]:
+        values = [f"{m} {pair[m]:.4f}" if pair.get(m) is not None else f"{m} undefined" for m in MEASURES]
+        status = f"  ({pair['status']})" if pair.get("status") else ""
+        lines.append(f"{pair['a']} ~ {pair['b']}: {', '.join(values)}{status}")
+    return "\n".join(lines)
+
+
+def send(run: str, uri: str | None, out: Path) -> dict[str, Any]:
+    """Send a run's results to MLflow."""
+    from harness import record
+    from harness.track import track
+
+    run_dir = record.find_run(run, out)
+    target = uri or f"sqlite:///{out.absolute() / 'mlflow.db'}"
+    tracked = track(record.read(run_dir), run_dir, target)
+    if tracked.warning:
+        raise UsageError(tracked.warning)
+    return {"uri": target, "ui": tracked.ui}
+
+
+# ------------------------------------------------------------------------------------------------------ tables of names
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """METHODS and BUILDERS, for people and programs."""
+    from fusion.builders import BUILDERS
+    from fusion.methods import METHODS
+    from fusion.params import describe
+
+    merges = [
+        {
+            "name": m.name, "kind": "merged", "formula": m.formula, "paper": m.paper, "base": m.base,
+            "parameters": describe(m.Params),
+        }
+        for m in METHODS.values()
+    ]  # fmt: skip
+    builds = [
+        {
+            "name": b.name, "kind": b.kind, "formula": b.formula, "paper": b.paper, "roles": list(b.roles),
+            "parameters": describe(b.Params),
+        }
+        for b in BUILDERS.values()
+    ]  # fmt: skip
+    return merges + builds
+
+
+def measure_rows() -> list[dict[str, Any]]:
+    """MEASURES, for people and programs."""
+    from fusion.kinship import MEASURES
+
+    return [
+        {"name": m.name, "formula": m.formula, "source": m.source, "direction": m.direction} for m in MEASURES.values()
+    ]
+
+
+def task_rows() -> list[dict[str, Any]]:
+    """The shipped tasks."""
+    from harness.tasks import shipped
+
+    return [{"name": name, "file": path.name} for name, path in shipped().items()]
+
+
+def suite_rows() -> list[dict[str, Any]]:
+    """The shipped suites, each with the first line of its opening comment."""
+    from harness.suite import shipped
+
+    rows = []
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        rows.append({"name": name, "about": first.lstrip("# ")})
+    return rows
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Entries with their names in front; parameters below, one a line."""
+    width = max((len(str(row["name"])) for row in rows), default=0)
+    for row in rows:
+        rest = [str(v) for k, v in row.items() if k not in ("name", "parameters", "kind", "roles", "base") and v]
+        click.echo(f"{row['name']:<{width}}  {rest[0] if rest else ''}")
+        for text in rest[1:]:
+            click.echo(f"{'':<{width}}  {text}")
+        if row.get("roles"):
+            click.echo(f"{'':<{width}}  needs {', '.join(row['roles'])}")
+        if row.get("base") == "required":
+            click.echo(f"{'':<{width}}  needs base")
+        for parameter in row.get("parameters", ()):
+            click.echo(f"{'':<{width}}    {_parameter(parameter)}")
+
+
+def _parameter(parameter: Mapping[str, Any]) -> str:
+    limits = [f">= {parameter['low']}" if parameter["low"] is not None else ""]
+    limits.append(f"<= {parameter['high']}" if parameter["high"] is not None else "")
+    kind = ", ".join([parameter["type"], *filter(None, limits)])
+    default = "required" if parameter["required"] else f"default {parameter['default']}"
+    return f"{parameter['name']}: {parameter['help']} ({kind}; {default})"
+
+
+def write_starter(path: Path) -> str:
+    """Write a suite to start from, where no file is; returns what to do next."""
+    if path.exists():
+        raise UsageError(f"{path} is there already; give another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(STARTER.format(name=path), encoding="utf-8")
+    return f"wrote {path}: put your models' folders in, then\n  fuse-bench plan {path}\n  fuse-bench run {path}"
+
+
+def diagnosis(store: Path) -> dict[str, str]:
+    """What a question about a failing run should be asked with."""
+    from harness import sandbox
+    from harness.facts import environment
+
+    found = environment()
+    machine = found["machine"]
+    return {
+        "cores": str(machine["cores"]),
+        "memory": f"{machine['memory_gib']} GiB",
+        "gpus": str(machine["gpus"]) if machine["gpus"] else "none: everything runs on the CPU",
+        "store": f"{store}, {gib(free_bytes(store))} free",
+        "sandbox": ", ".join(sandbox.probe()) or "none: code tasks cannot be scored here",
+        **{name: text for name, text in found["versions"].items()},
+    }

@@ -1,0 +1,179 @@
+"""The story of a run: suite -> facts -> plan -> jobs -> record -> leaderboard and MLflow."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import leaderboard, record, track
+from harness.display import display
+from harness.drive import Driver, Progress, stopping
+from harness.errors import Interrupted, UsageError
+from harness.events import event
+from harness.execute.local import LocalExecutor, default_slots
+from harness.facts import gather
+from harness.plan import Plan, plan, write_job
+from harness.store import Store, disk_errors, write_whole
+from harness.suite import Suite, load
+from harness.work import FUNCTIONS
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, none of which changes a result."""
+
+    out: Path
+    store: Path
+    slots: int | None = None
+    progress: str = "auto"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `warnings` are for the user to read; `ui` is the command that opens MLflow."""
+
+    run_dir: Path
+    results: Mapping[str, Any]
+    jobs: Mapping[str, int]
+    failed: Mapping[str, str]
+    seconds: float
+    warnings: tuple[str, ...]
+    ui: str | None
+
+
+def run(suite_path: Path, options: Options) -> Outcome:
+    """Do what a suite says. Jobs that fail are in the outcome; Ctrl-C raises Interrupted, with all that was done kept."""
+    started = time.monotonic()
+    suite = load(suite_path)
+    store = Store(options.store)
+    facts = gather(suite, store)
+    planned = plan(suite, facts)
+    with run_folder(suite, options.out) as run_dir:
+        store.keep(run_dir)
+        write_plan(run_dir, planned)
+        progress = work_off(planned, store, run_dir, options)
+        results, scores = record.assemble(planned, progress)
+        record.write(run_dir, results, planned, scores)
+        leaderboard.write(results, run_dir)
+        event("driver.results-written")
+        tracked = track.track(results, run_dir, mlflow_uri(suite, options.out)) if suite.mlflow else None
+    return Outcome(
+        run_dir=run_dir,
+        results=results,
+        jobs=_count(progress),
+        failed={j: f.error for j, f in progress.failed.items() if f.fault != "skipped"},
+        seconds=round(time.monotonic() - started, 1),
+        warnings=(tracked.warning,) if tracked and tracked.warning else (),
+        ui=tracked.ui if tracked else None,
+    )
+
+
+def work_off(planned: Plan, store: Store, run_dir: Path, options: Options) -> Progress:
+    """Do the plan's jobs, then write the weights that the suite wants kept."""
+    executor = LocalExecutor(options.slots or default_slots(planned.facts.gpus), planned.facts.gpus)
+    with stopping(executor), display(options.progress, planned.jobs) as notice:
+        driver = Driver(store, executor, run_dir, FUNCTIONS, planned.refs, notice)
+        try:
+            progress = driver.drive(planned.jobs)
+            if planned.suite.keep == "best":
+                best = record.best_merge(record.assemble(planned, progress)[0])
+                for name in replicates(planned, best):
+                    driver.drive({f"write {name}": write_job(name, f"build {name}")})
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; {len(driver.progress.done)} of {driver.progress.total} jobs are done and kept. "
+                f"Go on with: fuse-bench run {planned.suite.path}"
+            ) from None
+    write_keys(run_dir, driver)
+    return progress
+
+
+@contextlib.contextmanager
+def run_folder(suite: Suite, out: Path) -> Iterator[Path]:
+    """`<out>/<suite>-<digest8>`, with the suite's text in it, held by this process alone."""
+    run_dir = out.absolute() / f"{suite.name}-{suite.digest[:8]}"
+    with disk_errors(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UsageError(
+                f"this suite is being run already, by process {lock.read().strip()}, in {run_dir}"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        with disk_errors(run_dir):
+            write_whole(run_dir / "suite.yaml", suite.text)
+        yield run_dir
+
+
+def write_plan(run_dir: Path, planned: Plan) -> None:
+    """plan.json: every job with its spec, so that the next plan can say what changed."""
+    jobs = [{"id": j.id, "kind": j.kind, "spec": j.spec, "needs": j.needs} for j in planned.jobs.values()]
+    write_whole(run_dir / "plan.json", json.dumps({"suite": planned.suite.name, "jobs": jobs}))
+
+
+def write_keys(run_dir: Path, driver: Driver) -> None:
+    """objects.json: the store's keys that this run stands on; `gc` keeps them."""
+    write_whole(run_dir / "objects.json", json.dumps({job: e.key for job, e in driver.progress.done.items()}, indent=1))
+
+
+def live_keys(store: Store) -> set[str]:
+    """The keys that some run folder stands on."""
+    live: set[str] = set()
+    for run_dir in store.roots():
+        path = run_dir / "objects.json"
+        if path.is_file():
+            live.update(json.loads(path.read_text()).values())
+        live.update(_keys_in_events(run_dir / "events.jsonl"))
+    return live
+
+
+def mlflow_uri(suite: Suite, out: Path) -> str:
+    """Where MLflow's records go: `sqlite` is one file beside the run folders."""
+    return f"sqlite:///{out.absolute() / 'mlflow.db'}" if suite.mlflow == "sqlite" else str(suite.mlflow)
+
+
+def replicates(planned: Plan, name: str | None) -> list[str]:
+    """The single models of a merged row."""
+    ids = [job.model for job in planned.jobs.values() if job.kind == "build" and job.model]
+    return [model for model in ids if name is not None and (model == name or model.startswith(f"{name}@"))]
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder lies, or will."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _keys_in_events(path: Path) -> Iterator[str]:
+    """Keys of an interrupted run, which has no objects.json yet."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if "key" in entry:
+                yield entry["key"]
+
+
+def _count(progress: Progress) -> dict[str, int]:
+    skipped = sum(1 for f in progress.failed.values() if f.fault == "skipped")
+    return {
+        "total": progress.total,
+        "ran": len(progress.done) - len(progress.cached),
+        "cached": len(progress.cached),
+        "failed": len(progress.failed) - skipped,
+        "skipped": skipped,
+    }

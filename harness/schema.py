@@ -1,0 +1,97 @@
+"""The JSON Schema of a suite file, made from the tables that check it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusion.builders import BUILDERS
+from fusion.kinship import MEASURES
+from fusion.methods import METHODS
+from fusion.params import describe
+from harness.pocket import TRAINERS
+from harness.sandbox import LEVELS
+from harness.suite import DTYPES, KEYS, NAME
+
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 1}
+NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+WEIGHTED = {"oneOf": [NAMES, {"type": "object", "additionalProperties": {"type": "number"}}]}
+TYPES = {"number": "number", "integer": "integer", "text": "string", "true or false": "boolean", "null": "null"}
+
+
+def schema() -> dict[str, Any]:
+    """A draft 2020-12 schema; editors complete and check suites with it."""
+    parts = {
+        "suite": {"type": "string", "pattern": NAME.pattern},
+        "seed": {"type": "integer"},
+        "models": _named({"oneOf": [_source(), *(_trained(name) for name in TRAINERS)]}),
+        "candidates": _named({"oneOf": [*(_merge(name) for name in METHODS), *(_fusion(name) for name in BUILDERS)]}),
+        "evaluate": _named(_group()),
+        "split": _closed({"dev": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}, ["dev"]),
+        "kinship": _closed(
+            {"base": {"type": "string"}, "measures": {"type": "array", "items": {"enum": list(MEASURES)}}}
+        ),
+        "track": _closed({"mlflow": {"type": ["string", "boolean"]}}),
+        "keep": {"enum": ["none", "best", "all"]},
+        "sandbox": {"enum": ["any", *LEVELS]},
+        "trust_task_code": {"type": "boolean"},
+    }
+    properties = {key: {**parts[key], "description": about} for key, about in KEYS.items()}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fuse-bench suite"}
+    return {**head, **_closed(properties, ["suite", "models", "evaluate"])}
+
+
+def _named(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": value}
+
+
+def _closed(properties: Mapping[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    closed = {"type": "object", "properties": dict(properties), "additionalProperties": False}
+    return {**closed, "required": required} if required else closed
+
+
+def _source() -> dict[str, Any]:
+    keys = {"from": {"type": "string"}, "revision": {"type": "string"}, "dtype": {"enum": list(DTYPES)}}
+    return _closed(keys, ["from"])
+
+
+def _trained(name: str) -> dict[str, Any]:
+    keys = {"train": {"const": name}, "from": {"type": "string"}, "seed": {"type": "integer"}}
+    return _with_params(keys, TRAINERS[name].Params, ["train"])
+
+
+def _merge(name: str) -> dict[str, Any]:
+    keys = {"method": {"const": name}, "models": WEIGHTED, "base": {"type": "string"}, "seeds": NUMBERS}
+    required = ["method", "models"] + (["base"] if METHODS[name].base == "required" else [])
+    return _with_params(keys, METHODS[name].Params, required, sweep=True)
+
+
+def _fusion(name: str) -> dict[str, Any]:
+    roles = {"target": {"type": "string"}, "teachers": NAMES, "corpus": {"type": "string"}}
+    keys = {"method": {"const": name}, "seeds": NUMBERS, "control": {"enum": ["none", "clm"]}}
+    keys |= {role: roles[role] for role in BUILDERS[name].roles}
+    return _with_params(keys, BUILDERS[name].Params, ["method", *BUILDERS[name].roles], sweep=True)
+
+
+def _group() -> dict[str, Any]:
+    tasks = {"oneOf": [{"type": "string"}, NAMES]}
+    positive = {"type": "integer", "minimum": 1}
+    return _closed({"tasks": tasks, "limit": positive, "batch_size": positive}, ["tasks"])
+
+
+def _with_params(keys: Mapping[str, Any], params: type, required: list[str], *, sweep: bool = False) -> dict[str, Any]:
+    described = describe(params)
+    found = {p["name"]: _parameter(p, sweep) for p in described}
+    return _closed({**keys, **found}, required + [p["name"] for p in described if p["required"]])
+
+
+def _parameter(parameter: Mapping[str, Any], sweep: bool) -> dict[str, Any]:
+    if parameter["choices"]:
+        value: dict[str, Any] = {"enum": parameter["choices"]}
+    else:
+        value = {"type": [TYPES.get(part, "string") for part in parameter["type"].split(" | ")]}
+        limits = {"minimum": parameter["low"], "maximum": parameter["high"]}
+        value |= {key: limit for key, limit in limits.items() if limit is not None}
+    about = {"description": parameter["help"], "default": parameter["default"]}
+    if not sweep:
+        return {**value, **about}
+    swept = _closed({"sweep": {"type": "array", "items": value, "minItems": 1}}, ["sweep"])
+    return {"oneOf": [value, swept], **about}

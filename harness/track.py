@@ -1,0 +1,313 @@
+"""Results sent to MLflow: one experiment a suite, one run for the suite and one top-level run a model.
+
+MLflow is a mirror: results.json stays the truth and can be sent again at any time. What has arrived is recognised by
+digests in tags, so sending the same results twice adds nothing and an interrupted sending is completed. Only the driver
+calls this: several processes that open a fresh SQLite store at once destroy it.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from harness.errors import FuseBenchError
+
+ARTIFACTS = ("suite.yaml", "results.json", "leaderboard.html", "leaderboard.md", "leaderboard.csv", "leaderboard.json")
+KEY_LENGTH = 250
+PARAM_LENGTH = 6000
+TAG_LENGTH = 8000
+# Costs and machines differ between two runs of one suite that give the same scores: they make no new result.
+NOT_RESULTS = ("environment", "cost")
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class TrackError(FuseBenchError):
+    """MLflow did not take the results; the run is unharmed, and the text says how to send them again."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What MLflow has now: the runs made by this call and those it had. `hint` is set where nothing was done."""
+
+    uri: str
+    experiment: str
+    suite_run: str | None
+    sent: tuple[str, ...] = ()
+    already: tuple[str, ...] = ()
+    hint: str | None = None
+
+
+def track(results: Mapping[str, Any], run_dir: Path, uri: str) -> Tracked:
+    """Send a results document and the run folder's files to the MLflow store at `uri`.
+
+    `uri` is sqlite:////absolute/mlflow.db or a server's address. Without mlflow installed nothing is sent and the
+    result carries a hint. Raises TrackError when the store does not take it.
+    """
+    experiment = f"fuse-bench/{_suite_name(results)}"
+    again = f"fuse-bench track {shlex.quote(str(run_dir))}"
+    _check_uri(uri)
+    try:
+        client = _client(uri)
+    except ImportError:
+        hint = f"MLflow is not installed, nothing was sent; install it (pip install mlflow) and run: {again}"
+        return Tracked(uri, experiment, None, hint=hint)
+    except Exception as error:
+        raise _failed(uri, again, error) from error
+    try:
+        return _send(client, results, run_dir, uri, experiment)
+    # MLflow lets through what SQLAlchemy, alembic, requests and the file system raise; none of it may end the run.
+    except Exception as error:
+        raise _failed(uri, again, error) from error
+
+
+def ui_command(uri: str) -> str:
+    """The command that shows a store in MLflow's UI (two processes instead of ten), or the address of a server."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
+    return f"{settings} mlflow server --backend-store-uri {shlex.quote(uri)} --port 5000 --workers 1"
+
+
+# ------------------------------------------------------------------------------------------------------- the sending
+
+
+def _client(uri: str) -> Any:
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    if uri.startswith("sqlite:///"):
+        _store_folder(uri).mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _send(client: Any, results: Mapping[str, Any], run_dir: Path, uri: str, experiment: str) -> Tracked:
+    at = _experiment(client, experiment, uri)
+    digest = _digest(results)
+    suite = _find(client, at, {"fusebench.kind": "suite", "fusebench.result_digest": digest})
+    complete = suite is not None and suite.info.status == "FINISHED"
+    if suite is None:
+        tags = {
+            "fusebench.kind": "suite",
+            "fusebench.result_digest": digest,
+            "fusebench.run_dir": str(run_dir.resolve()),
+        }
+        suite = client.create_run(at, run_name=_suite_name(results), tags=tags)
+    suite_run = str(suite.info.run_id)
+    sent: list[str] = []
+    already: list[str] = []
+    for name, entry in (results.get("models") or {}).items():
+        fresh = not complete and _send_model(client, at, suite_run, str(name), entry)
+        (sent if fresh else already).append(str(name))
+    if not complete:
+        _send_suite(client, suite_run, run_dir)
+    return Tracked(uri, experiment, suite_run, tuple(sent), tuple(already))
+
+
+def _send_suite(client: Any, suite_run: str, run_dir: Path) -> None:
+    for name in ARTIFACTS:
+        if (run_dir / name).is_file():
+            client.log_artifact(suite_run, str(run_dir / name))
+    table = run_dir / "leaderboard.md"
+    if table.is_file():
+        client.set_tag(suite_run, "mlflow.note.content", table.read_text(encoding="utf-8")[:TAG_LENGTH])
+    # Last, because it says that all of it has arrived.
+    client.set_terminated(suite_run, "FINISHED")
+
+
+def _send_model(client: Any, experiment_id: str, suite_run: str, name: str, entry: Mapping[str, Any]) -> bool:
+    """Send one model's run; False if MLflow has it from an earlier sending, which then moves to this suite run."""
+    identity = {
+        "fusebench.kind": "model",
+        "fusebench.model": name[:TAG_LENGTH],
+        "fusebench.result_digest": _digest(entry),
+    }
+    found = _find(client, experiment_id, identity)
+    if found is not None and found.info.status != "RUNNING":
+        client.set_tag(found.info.run_id, "fusebench.suite_run", suite_run)
+        return False
+    if found is not None:
+        client.delete_run(found.info.run_id)
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    run = client.create_run(experiment_id, run_name=name[:KEY_LENGTH], tags=identity | _tags(entry, suite_run))
+    metrics = [Metric(key, value, now, 0) for key, value in metrics_of(entry).items()]
+    params = [Param(key, value) for key, value in params_of(entry).items()]
+    client.log_batch(run.info.run_id, metrics=metrics, params=params)
+    ended = {"failed": "FAILED", "skipped": "KILLED"}.get(str(entry.get("status")), "FINISHED")
+    client.set_terminated(run.info.run_id, ended)
+    return True
+
+
+def _experiment(client: Any, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    place = (_store_folder(uri) / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+    return str(client.create_experiment(name, artifact_location=place))
+
+
+def _find(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Any:
+    """The newest run with these tags, or None. Digests select; names are compared here, where no quoting can fail."""
+    digest = tags["fusebench.result_digest"]
+    runs = client.search_runs([experiment_id], f"tags.`fusebench.result_digest` = '{digest}'")
+    return next((run for run in runs if tags.items() <= run.data.tags.items()), None)
+
+
+# ------------------------------------------------------------------------------------------------- what a run is told
+
+
+def metrics_of(entry: Mapping[str, Any]) -> dict[str, float]:
+    """A model's metrics by MLflow key: bbh/navigate, stderr/bbh/navigate, avg/bbh, avg/all, gain/best, kinship/pcc."""
+    found: dict[str, float] = {}
+    for path, value in _numbers(entry):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[_free(key_of(*path), path, found)] = float(value)
+    return found
+
+
+def params_of(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What MLflow's compare page sorts by: method, parents, base and the method's parameters, filled in."""
+    parents = entry.get("parents")
+    told = {
+        "kind": entry.get("kind"),
+        "method": entry.get("method"),
+        "parents": ", ".join(map(str, parents)) if parents else None,
+        "base": entry.get("base"),
+        "control": entry.get("control"),
+        "seeds": entry.get("seeds"),
+    }
+    found = {key: _text(value) for key, value in told.items() if value is not None}
+    for name, value in (entry.get("params") or {}).items():
+        key = key_of(str(name)) if key_of(str(name)) not in told else f"params/{key_of(str(name))}"
+        found[_free(key, (str(name),), found)] = _text(value)
+    return found
+
+
+def key_of(*parts: str) -> str:
+    """A key that MLflow accepts: letters, digits, `_ - . : /` and spaces; no empty or dotted part; at most 250."""
+    kept = []
+    for part in "/".join(parts).replace("@", "_at_").split("/"):
+        clean = re.sub(r"[^A-Za-z0-9_\-. :]", "_", part)
+        if clean.strip(". "):
+            kept.append(clean)
+    key = "/".join(kept) or "_"
+    return key if len(key) <= KEY_LENGTH else f"{key[: KEY_LENGTH - 9]}-{_hash('/'.join(parts))[:8]}"
+
+
+def _free(key: str, path: tuple[str, ...], taken: Mapping[str, Any]) -> str:
+    """The key, or with a hash of the true name when another name was cleaned to the same."""
+    return key if key not in taken else f"{key[: KEY_LENGTH - 9]}-{_hash('/'.join(path))[:8]}"
+
+
+def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield ("rank",), entry.get("rank")
+    yield ("avg", "all"), _get(entry, "score", "value")
+    yield ("stderr", "avg", "all"), _get(entry, "score", "stderr")
+    for group, scores in (entry.get("scores") or {}).items():
+        yield ("avg", group), _get(scores, "value")
+        yield ("stderr", "avg", group), _get(scores, "stderr")
+        for task, score in (scores.get("tasks") or {}).items():
+            yield (group, task), _get(score, "value")
+            yield ("stderr", group, task), _get(score, "stderr")
+            yield from ((("also", group, task, name), value) for name, value in (score.get("also") or {}).items())
+    for group, scores in (entry.get("dev_scores") or {}).items():
+        yield ("dev", group), _get(scores, "value")
+    for name, gain in (entry.get("gain") or {}).items():
+        yield from (((f"gain{suffix}", name), _get(gain, key)) for suffix, key in _GAIN_PARTS)
+    for measure, kinship in (entry.get("kinship") or {}).items():
+        yield ("kinship", measure), _get(kinship, "mean")
+    yield from ((("cost", name), value) for name, value in (entry.get("cost") or {}).items())
+
+
+_GAIN_PARTS = (("", "value"), ("_low", "low"), ("_high", "high"), ("_p", "p"))
+
+
+def _get(entry: Any, *path: str) -> Any:
+    for key in path:
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    return entry
+
+
+def _tags(entry: Mapping[str, Any], suite_run: str) -> dict[str, str]:
+    told = {
+        "fusebench.suite_run": suite_run,
+        "fusebench.model_kind": entry.get("kind"),
+        "fusebench.status": entry.get("status"),
+        "fusebench.error": entry.get("error"),
+        "fusebench.digest": entry.get("digest"),
+        "mlflow.note.content": entry.get("note") or entry.get("error"),
+    }
+    return {key: str(value)[:TAG_LENGTH] for key, value in told.items() if value}
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text[:PARAM_LENGTH]
+
+
+# --------------------------------------------------------------------------------------------------------- small parts
+
+
+def _suite_name(results: Mapping[str, Any]) -> str:
+    suite = results.get("suite")
+    name = (suite.get("suite") or suite.get("name")) if isinstance(suite, Mapping) else suite
+    return key_of(str(name or "suite"))
+
+
+def _digest(document: Any) -> str:
+    return f"sha256:{_hash(json.dumps(_results_only(document), sort_keys=True, default=str))}"
+
+
+def _results_only(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _results_only(inner) for key, inner in value.items() if key not in NOT_RESULTS}
+    return [_results_only(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _store_folder(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute().parent
+
+
+def _check_uri(uri: str) -> None:
+    if re.match(r"(?!file:)[a-z+]{2,}(://|$)", uri):
+        return
+    raise TrackError(
+        f"'{_redacted(uri)}' is not a store that MLflow 3 writes to: its file store is closed; "
+        "use sqlite:////absolute/path/mlflow.db or the address of a server"
+    )
+
+
+def _redacted(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def _failed(uri: str, again: str, error: Exception) -> TrackError:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return TrackError(
+        f"MLflow at {_redacted(uri)} did not take the results ({type(error).__name__}: {_redacted(said)}). "
+        f"They are safe in the run folder; send them again with: {again}"
+    )
