@@ -1,4 +1,4 @@
-"""Job -> model, through the engine: trained, fused; a merge needs no station of its own, since evaluation makes it live."""
+"""Job -> model, through the engine: trained or fused. A merge has no station here: evaluation makes it live."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,7 @@ def fuse(
     return _identified(report, out)
 
 
-def documents(corpus: str, seed: int) -> list[Document]:
+def documents(corpus: str, seed: int) -> Sequence[Document]:
     """The documents of `pocket/<name>`, generated, or of a .jsonl file."""
     if corpus.startswith("pocket/"):
         return pocket.corpus(corpus, seed)

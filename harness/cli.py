@@ -172,11 +172,19 @@ def compare(a: str, b: str, group: str | None, out: Path, as_json: bool) -> None
 @json_option
 def leaderboard(run: str, form: str, out: Path, as_json: bool) -> None:
     """The ranked table of RUN: a folder, a suite's name (its last run), or `latest`."""
-    from harness import record
-    from harness.leaderboard import render
+    from harness import html, record
+    from harness import leaderboard as board
 
     results = record.read(record.find_run(run, out))
-    click.echo(render(results, "json" if as_json else form), nl=False)
+    forms = {
+        "text": board.text,
+        "wide": lambda results: board.text(results, None),
+        "md": board.markdown,
+        "csv": board.csv_text,
+        "json": board.json_text,
+        "html": html.page,
+    }
+    click.echo(forms["json" if as_json else form](results), nl=False)
 
 
 @cli.command()

@@ -45,7 +45,8 @@ def table(found: Mapping[str, Any]) -> str:
         mde = f"{100 * row['mde']:.1f}" if "mde" in row else "–"
         flips = f"{row['won']:>5} {row['lost']:>5} {row['n']:>6}"
         lines.append(
-            f"{row['name']:<{width}}  {100 * row['value']:+6.1f}  {span:>15}  {row['p']:>7.2g}  {flips}  {mde:>5}  {row['verdict']}"
+            f"{row['name']:<{width}}  {100 * row['value']:+6.1f}  {span:>15}  {row['p']:>7.2g}  "
+            f"{flips}  {mde:>5}  {row['verdict']}"
         )
     lines += [
         "",

@@ -7,6 +7,7 @@ from typing import Any
 
 from fusion.builders import BUILDERS
 from fusion.params import yaml_name
+from harness.spec import Candidate, Model
 
 
 def expand(row: str, value: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -28,16 +29,21 @@ def named(row: str, point: Mapping[str, Any]) -> str:
     return f"{row}[{inside}]" if inside else row
 
 
-def with_controls(models: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def with_controls(models: Mapping[str, Model], given: Mapping[str, Any]) -> dict[str, Candidate]:
     """Every fusion's control: the same target, corpus, steps and seeds, without a teacher.
 
     Points of a sweep that differ only in what a control does not have (lambda, say) share one. Returns the controls
     and the fusions that now name them.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Candidate] = {}
     for name, model in models.items():
-        builder = BUILDERS.get(getattr(model, "method", ""))
-        if builder is None or builder.control is None or given[model.row].get("control") == "none":
+        builder = BUILDERS.get(model.method) if isinstance(model, Candidate) else None
+        if (
+            not isinstance(model, Candidate)
+            or builder is None
+            or builder.control is None
+            or given[model.row].get("control") == "none"
+        ):
             continue
         shared = {yaml_name(f) for f in fields(BUILDERS[builder.control].Params)}
         point = {key: value for key, value in model.sweep.items() if key in shared or key in ("target", "corpus")}

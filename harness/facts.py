@@ -13,9 +13,9 @@ from typing import Any
 
 from fusion.checkpoint import folder_digests
 from harness import pocket, sandbox
-from harness.errors import UsageError
+from harness.errors import SandboxError, TaskError, UsageError
+from harness.spec import Candidate, Source, Suite
 from harness.store import Store, digest_of, file_digest, write_whole
-from harness.suite import Candidate, Source, Suite
 from harness.tasks import Task, describe
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "accelerate", "safetensors")
@@ -36,6 +36,7 @@ class Facts:
 
     folders: Mapping[str, FolderFacts]
     tasks: Mapping[str, Task]
+    groups: Mapping[str, tuple[str, ...]]
     corpora: Mapping[str, str]
     versions: Mapping[str, str]
     device: str
@@ -48,15 +49,14 @@ def gather(suite: Suite, store: Store) -> Facts:
 
     Raises UsageError, TaskError or CheckpointError for what is not there or cannot be used.
     """
-    names = sorted({task for group in suite.groups for task in group.tasks})
-    tasks = describe(names, suite.folder, store.root / "facts", trust=suite.trust_task_code)
+    tasks, groups = _tasks(suite, store)
     folders = {m.name: _folder(m, store) for m in suite.models.values() if isinstance(m, Source)}
     corpora = {
         m.corpus: _corpus(m.corpus, suite.seed) for m in suite.models.values() if isinstance(m, Candidate) and m.corpus
     }
     gpus = tuple(range(gpu_count()))
-    level = sandbox.choose(suite.sandbox) if any(task.kind == "code" for task in tasks.values()) else None
-    return Facts(folders, tasks, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level)
+    level = _sandbox(suite) if any(task.kind == "code" for task in tasks.values()) else None
+    return Facts(folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level)
 
 
 def library_versions() -> dict[str, str]:
@@ -94,6 +94,28 @@ def environment() -> dict[str, Any]:
             "gpus": gpu_count(),
         },
     }
+
+
+def _tasks(suite: Suite, store: Store) -> tuple[dict[str, Task], dict[str, tuple[str, ...]]]:
+    """Tasks by their own names, and the names of each group's: an lm-eval group stands for all its tasks."""
+    tasks: dict[str, Task] = {}
+    groups = {}
+    for group in suite.groups:
+        found = describe(group.tasks, suite.folder, store.root / "facts", suite.trust_task_code).values()
+        for task in found:
+            if tasks.setdefault(task.name, task).source != task.source:
+                raise TaskError(f"two files define task '{task.name}': {tasks[task.name].source} and {task.source}")
+        groups[group.name] = tuple(task.name for task in found)
+    return tasks, groups
+
+
+def _sandbox(suite: Suite) -> str:
+    if suite.sandbox is None:
+        raise SandboxError(
+            "this suite has code tasks, and programs that models write are to be run. The strongest isolation on this "
+            f"machine is '{sandbox.choose()}' (its limits: fuse-bench doctor). To accept that, write `sandbox: any`"
+        )
+    return sandbox.choose(suite.sandbox)
 
 
 def _folder(model: Source, store: Store) -> FolderFacts:

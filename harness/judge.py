@@ -79,7 +79,10 @@ def _lm_eval_record(loaded: load.Loaded, response: Mapping[str, Any], instances:
             by_filter[score.filter] = loaded.task.process_results(doc, filtered)
         if score.metric not in by_filter[score.filter]:
             raise TaskError(f"{loaded.definition.path}: no '{score.metric}' for item {response['doc_id']}")
-        values[score.label] = float(by_filter[score.filter][score.metric])
+        try:
+            values[score.label] = float(by_filter[score.filter][score.metric])
+        except TypeError:
+            raise TaskError(f"{loaded.definition.path}: '{score.metric}' is no number for one item") from None
     headline = loaded.scores[0]
     return {
         "id": response["id"],

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusion.builders import BUILDERS
-
 from fusion.methods import METHODS
 from fusion.modelref import Delta, Folder, ModelRef, to_json
 from fusion.recipe import Recipe
+from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
 from harness.pocket import TRAINERS
+from harness.spec import Candidate, Group, Source, Suite, Trained
 from harness.store import Entry, digest_of
-from harness.suite import Candidate, Group, Source, Suite, Trained
 
 FIRST_BLOCK, BLOCK = 64, 128
 GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
@@ -68,19 +68,19 @@ class Plan:
         """The models that a job works on, by role, as its worker is told."""
         roles = {i.role: i.model for i in job.inputs if i.model}
         if job.kind == "build":
-            roles = {"self": job.model}
-        return {role: to_json(self.ref(name, done)) for role, name in roles.items() if name}
+            roles = {"self": str(job.model)}
+        return {role: to_json(self.ref(name, done)) for role, name in roles.items()}
 
 
 def plan(suite: Suite, facts: Facts) -> Plan:
     """All jobs of a suite: parents before children, a model before its blocks, kinship where it can be measured."""
     jobs: dict[str, Job] = {}
-    items = {group.name: {task: _items(suite, facts, group, task) for task in group.tasks} for group in suite.groups}
+    items = {g.name: {task: _items(suite, facts, g, task) for task in facts.groups[g.name]} for g in suite.groups}
     for name, (model, seed) in instances(suite).items():
         for job in _making(suite, facts, name, model, seed):
             jobs[job.id] = job
         for group in suite.groups:
-            for task in group.tasks:
+            for task in facts.groups[group.name]:
                 for block in items[group.name][task].blocks:
                     for job in _scoring(suite, facts, name, model, group, block):
                         jobs[job.id] = job
@@ -157,6 +157,10 @@ def _items(suite: Suite, facts: Facts, group: Group, task: str) -> TaskItems:
             # lm-eval wants sorted positions; the order inside a block has no meaning of its own.
             part = sorted(part)
             blocks.append(Block(task, split, index, tuple(ids[i] for i in part), tuple(part)))
+    if not by_split["test"]:
+        raise TaskError(
+            f"task '{task}' has no item left to report: {len(ids)} in all, limit {group.limit}, dev {suite.dev_share}"
+        )
     return TaskItems(tuple(blocks), by_split)
 
 
@@ -192,8 +196,8 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
             "seed": model.seed,
             **_training(facts),
         }
-        inputs = (_input(suite, facts, "parent", model.parent),) if model.parent else ()
-        yield Job(f"train {name}", "train", spec, inputs, model=name)
+        inputs = [_input(suite, facts, "parent", model.parent)] if model.parent else []
+        yield Job(f"train {name}", "train", spec, tuple(inputs), model=name)
     elif isinstance(model, Candidate) and model.kind == "merged":
         spec = {
             "method": model.method,
@@ -203,10 +207,9 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
             "seed": seed,
             "threads": THREADS,
         }
-        inputs = tuple(_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models))
-        if model.base:
-            inputs += (_input(suite, facts, "base", model.base),)
-        yield Job(f"build {name}", "build", spec, inputs, {"device": facts.device}, name)
+        inputs = [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
+        inputs += [_input(suite, facts, "base", model.base)] if model.base else []
+        yield Job(f"build {name}", "build", spec, tuple(inputs), {"device": facts.device}, name)
         if suite.keep == "all":
             yield write_job(name, f"build {name}")
     elif isinstance(model, Candidate):
@@ -219,8 +222,9 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
             **_training(facts),
         }
         roles = [("target", model.target or ""), *((f"teacher.{i}", t) for i, t in enumerate(model.models))]
-        inputs = tuple(_input(suite, facts, role, parent) for role, parent in roles)
-        yield Job(f"fuse {name}", "fuse", spec, inputs, {"corpus": model.corpus, "corpus_seed": suite.seed}, name)
+        inputs = [_input(suite, facts, role, parent) for role, parent in roles]
+        corpus = {"corpus": model.corpus, "corpus_seed": suite.seed}
+        yield Job(f"fuse {name}", "fuse", spec, tuple(inputs), corpus, name)
 
 
 def write_job(instance: str, build: str) -> Job:

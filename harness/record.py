@@ -17,9 +17,9 @@ from harness.drive import Progress
 from harness.errors import StoreError, UsageError
 from harness.facts import environment
 from harness.plan import Plan, instance_name, instances, kinship_base, made_by
+from harness.spec import Candidate, Model, Source, Trained
 from harness.stats import Scores
 from harness.store import Entry, digest_of, write_whole
-from harness.suite import Candidate, Model, Source, Suite, Trained
 
 SCHEMA = 1
 SPLITS = ("dev", "test")
@@ -32,7 +32,7 @@ def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, 
     """(results as contract 4 has them, scores by split and model) of everything that is done."""
     suite = plan.suite
     samples = {name: _samples(plan, progress, name) for name in instances(suite)}
-    scores = {split: _by_model(suite, samples, split) for split in SPLITS}
+    scores = {split: _by_model(plan, samples, split) for split in SPLITS}
     ranks = stats.ranks(scores["test"]) if scores["test"] else {}
     models = {}
     for name, model in suite.models.items():
@@ -139,7 +139,7 @@ def _suite(plan: Plan) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for group in suite.groups:
         tasks = {}
-        for name in group.tasks:
+        for name in plan.facts.groups[group.name]:
             task, items = plan.facts.tasks[name], plan.items[group.name][name]
             tasks[name] = {
                 "version": task.version, "digest": task.digest, "metric": task.metric, "shots": task.shots,
@@ -154,7 +154,7 @@ def _suite(plan: Plan) -> dict[str, Any]:
 
 
 def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
-    """Per-sample values of one model: split -> group -> task -> metric -> values; tasks that are not complete left out."""
+    """Per-sample values of one model, by split, group, task and metric; tasks that are not complete are left out."""
     found: dict[str, Any] = {split: {} for split in SPLITS}
     for group, tasks in plan.items.items():
         for task, items in tasks.items():
@@ -184,11 +184,11 @@ def _replicates(name: str, model: Model) -> list[str]:
     return [instance_name(model, seed) for seed in model.seeds] if isinstance(model, Candidate) else [name]
 
 
-def _by_model(suite: Suite, samples: Mapping[str, Any], split: str) -> dict[str, Scores]:
+def _by_model(plan: Plan, samples: Mapping[str, Any], split: str) -> dict[str, Scores]:
     """Scores of the models whose every task is complete."""
-    wanted = {group.name: group.tasks for group in suite.groups}
-    found = {}
-    for name, model in suite.models.items():
+    wanted = plan.facts.groups
+    found: dict[str, Scores] = {}
+    for name, model in plan.suite.models.items():
         parts = [samples[instance][split] for instance in _replicates(name, model)]
         if all(set(part.get(group, {})) == set(tasks) for part in parts for group, tasks in wanted.items()):
             found[name] = {
@@ -298,7 +298,7 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in plan.suite.groups:
         tasks, arrays = {}, {}
-        for task in group.tasks:
+        for task in plan.facts.groups[group.name]:
             columns = [part.get(group.name, {}).get(task) for part in parts]
             if not all(columns):
                 continue
@@ -310,7 +310,7 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
                 tasks[task]["chance"] = facts.chance
         if tasks:
             found[group.name] = {"tasks": tasks}
-            if len(tasks) == len(group.tasks):
+            if len(tasks) == len(plan.facts.groups[group.name]):
                 found[group.name] = {**_estimate(stats.of_group({group.name: arrays}, group.name)), "tasks": tasks}
     return found
 

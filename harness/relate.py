@@ -20,7 +20,7 @@ ROWS_FOR_R = 3
 DRAWS = 2000
 # Below this share of bootstrap draws with a defined correlation an interval would describe the lucky ones only.
 USABLE = 0.8
-NO_DEV = "no dev split: against the parent that is best on test; ahead, the largest p over all parents counts"
+NO_DEV = "no dev split: ahead, it must beat every parent (largest p); behind, p pays for choosing the best on test"
 
 
 def gains(

@@ -139,12 +139,12 @@ def gib(size: int) -> str:
 def _plan_lines(states: Sequence[Status]) -> list[str]:
     scoring: dict[tuple[str, str], list[Status]] = {}
     lines = []
-    for state in states:
-        if state.job.kind in ("generate", "judge"):
-            _, model, rest = state.job.id.split(" ", 2)
-            scoring.setdefault((model, rest.partition("/")[0]), []).append(state)
+    for one in states:
+        if one.job.kind in ("generate", "judge"):
+            _, model, rest = one.job.id.split(" ", 2)
+            scoring.setdefault((model, rest.partition("/")[0]), []).append(one)
         else:
-            lines.append(_line(state.state, state.job.id, state.reason))
+            lines.append(_line(one.state, one.job.id, one.reason))
     for (model, group), mine in scoring.items():
         left = [s for s in mine if s.state != "cached"]
         state = "cached" if not left else "failed" if any(s.state == "failed" for s in left) else "pending"
@@ -201,14 +201,15 @@ def kinship_table(found: Mapping[str, Any]) -> str:
 def send(run: str, uri: str | None, out: Path) -> dict[str, Any]:
     """Send a run's results to MLflow."""
     from harness import record
-    from harness.track import track
+    from harness.track import track, ui_command
 
     run_dir = record.find_run(run, out)
     target = uri or f"sqlite:///{out.absolute() / 'mlflow.db'}"
     tracked = track(record.read(run_dir), run_dir, target)
-    if tracked.warning:
-        raise UsageError(tracked.warning)
-    return {"uri": target, "ui": tracked.ui}
+    if tracked.hint:
+        raise UsageError(tracked.hint)
+    counts = {"sent": len(tracked.sent), "already": len(tracked.already)}
+    return {"uri": target, "experiment": tracked.experiment, **counts, "ui": ui_command(target)}
 
 
 # ------------------------------------------------------------------------------------------------------ tables of names
@@ -229,7 +230,7 @@ def method_rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
     builds = [
         {
-            "name": b.name, "kind": b.kind, "formula": b.formula, "paper": b.paper, "roles": list(b.roles),
+            "name": b.name, "kind": b.kind, "formula": b.formula, "paper": b.paper, "roles": [role.name for role in b.roles],
             "parameters": describe(b.Params),
         }
         for b in BUILDERS.values()
@@ -309,6 +310,6 @@ def diagnosis(store: Path) -> dict[str, str]:
         "memory": f"{machine['memory_gib']} GiB",
         "gpus": str(machine["gpus"]) if machine["gpus"] else "none: everything runs on the CPU",
         "store": f"{store}, {gib(free_bytes(store))} free",
-        "sandbox": ", ".join(sandbox.probe()) or "none: code tasks cannot be scored here",
+        "sandbox": "; ".join(f"{level}: {why or 'yes'}" for level, why in sandbox.probe().items()),
         **{name: text for name, text in found["versions"].items()},
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import leaderboard, record, track
+from harness import leaderboard, record
 from harness.display import display
 from harness.drive import Driver, Progress, stopping
 from harness.errors import Interrupted, UsageError
@@ -19,8 +19,9 @@ from harness.events import event
 from harness.execute.local import LocalExecutor, default_slots
 from harness.facts import gather
 from harness.plan import Plan, plan, write_job
+from harness.spec import Suite
 from harness.store import Store, disk_errors, write_whole
-from harness.suite import Suite, load
+from harness.suite import load
 from harness.work import FUNCTIONS
 
 
@@ -48,7 +49,7 @@ class Outcome:
 
 
 def run(suite_path: Path, options: Options) -> Outcome:
-    """Do what a suite says. Jobs that fail are in the outcome; Ctrl-C raises Interrupted, with all that was done kept."""
+    """Do what a suite says. Jobs that fail are in the outcome; Ctrl-C raises Interrupted, and what was done is kept."""
     started = time.monotonic()
     suite = load(suite_path)
     store = Store(options.store)
@@ -62,15 +63,15 @@ def run(suite_path: Path, options: Options) -> Outcome:
         record.write(run_dir, results, planned, scores)
         leaderboard.write(results, run_dir)
         event("driver.results-written")
-        tracked = track.track(results, run_dir, mlflow_uri(suite, options.out)) if suite.mlflow else None
+        tracked, warnings = send(results, run_dir, mlflow_uri(suite, options.out)) if suite.mlflow else (None, ())
     return Outcome(
         run_dir=run_dir,
         results=results,
         jobs=_count(progress),
         failed={j: f.error for j, f in progress.failed.items() if f.fault != "skipped"},
         seconds=round(time.monotonic() - started, 1),
-        warnings=(tracked.warning,) if tracked and tracked.warning else (),
-        ui=tracked.ui if tracked else None,
+        warnings=warnings,
+        ui=tracked,
     )
 
 
@@ -92,6 +93,17 @@ def work_off(planned: Plan, store: Store, run_dir: Path, options: Options) -> Pr
             ) from None
     write_keys(run_dir, driver)
     return progress
+
+
+def send(results: Mapping[str, Any], run_dir: Path, uri: str) -> tuple[str | None, tuple[str, ...]]:
+    """(the command that opens MLflow's UI, warnings); whatever MLflow says, the run stands."""
+    from harness.track import TrackError, track, ui_command
+
+    try:
+        tracked = track(results, run_dir, uri)
+    except TrackError as error:
+        return None, (str(error),)
+    return (None, (tracked.hint,)) if tracked.hint else (ui_command(uri), ())
 
 
 @contextlib.contextmanager

@@ -67,8 +67,9 @@ def _merge(name: str) -> dict[str, Any]:
 def _fusion(name: str) -> dict[str, Any]:
     roles = {"target": {"type": "string"}, "teachers": NAMES, "corpus": {"type": "string"}}
     keys = {"method": {"const": name}, "seeds": NUMBERS, "control": {"enum": ["none", "clm"]}}
-    keys |= {role: roles[role] for role in BUILDERS[name].roles}
-    return _with_params(keys, BUILDERS[name].Params, ["method", *BUILDERS[name].roles], sweep=True)
+    mine = [role.name for role in BUILDERS[name].roles]
+    keys |= {role: roles[role] for role in mine}
+    return _with_params(keys, BUILDERS[name].Params, ["method", *mine], sweep=True)
 
 
 def _group() -> dict[str, Any]:

@@ -17,7 +17,7 @@ tasks. Nothing here turns absence into a number: no items is an error, one item 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import NormalDist
 from typing import NamedTuple
@@ -131,10 +131,7 @@ def contrast(terms: Sequence[tuple[float, Scores]]) -> Difference:
     tasks = _aligned([scores for _, scores in terms])
     value = _contrast_value(tasks, coefficients)
     spread = _spread(tasks, coefficients)
-    low = high = None
-    if spread is not None:
-        draws = _draws(tasks) @ np.array(coefficients)
-        low, high = _percentile(draws, value, _width(draws, spread))
+    low, high = _interval(tasks, coefficients, value)
     p = _p_value(_item_terms(tasks, coefficients), value, spread)
     return Difference(value, low, high, p, _mde(spread), _items(tasks))
 
@@ -142,23 +139,21 @@ def contrast(terms: Sequence[tuple[float, Scores]]) -> Difference:
 def against_best(candidate: Scores, others: Mapping[str, Scores]) -> tuple[str, Difference]:
     """A candidate against the best of several, where the best is chosen on these very items.
 
-    Returns the best one's name and the difference from it. The interval chooses the best again in every bootstrap draw
-    and is bias-corrected (Efron 1981). A candidate ahead must beat every one: p is the largest. One behind is tested
-    against the best with Bonferroni over the choice.
+    Returns the best one's name and the difference from it. A candidate ahead must beat every one: p is the largest, and
+    `low` the smallest over all pairs (intersection-union). One behind pays for the choice of the best, which looks
+    better than it is: p and `high` are Bonferroni-corrected over the others.
     """
     names = list(others)
     pairs = {name: difference(candidate, others[name]) for name in names}
     best = min(names, key=lambda name: pairs[name].value)
     found = pairs[best]
     p = max(pair.p for pair in pairs.values()) if found.value >= 0 else min(1.0, found.p * len(names))
-    low, high = found.low, found.high
-    tasks = _aligned([candidate, *others.values()])
-    spread = _pair_spread(tasks, 0, 1 + names.index(best))
-    if len(names) > 1 and spread is not None:
-        draws = _draws(tasks)
-        width = _width(draws[:, 0] - draws[:, 1 + names.index(best)], spread)
-        low, high = _percentile(draws[:, 0] - draws[:, 1:].max(axis=1), found.value, width, correct_bias=True)
-    return best, Difference(found.value, low, high, p, found.mde, found.n)
+    if found.low is None:
+        return best, replace(found, p=p)
+    low = min(pair.low for pair in pairs.values() if pair.low is not None)
+    tasks = _aligned([candidate, others[best]])
+    high = _interval(tasks, [1.0, -1.0], found.value, choices=len(names))[1]
+    return best, replace(found, low=low, high=high, p=p)
 
 
 def ranks(models: Mapping[str, Scores], alpha: float = ALPHA) -> dict[str, int]:
@@ -352,14 +347,17 @@ def _seed_weights(replicates: int, model: int) -> Array | None:
     return shares
 
 
-def _percentile(draws: Array, value: float, wider: float = 1.0, correct_bias: bool = False) -> tuple[float, float]:
-    """The 95 % percentile interval of the draws, each side `wider` times as far from the value."""
-    shift = 0.0
-    if correct_bias:
-        below = float(np.mean(draws < value) + np.mean(draws == value) / 2)
-        shift = _NORMAL.inv_cdf(min(max(below, 0.5 / DRAWS), 1 - 0.5 / DRAWS))
-    low, high = np.quantile(draws, [_NORMAL.cdf(2 * shift - Z), _NORMAL.cdf(2 * shift + Z)])
-    return value + (float(low) - value) * wider, value + (float(high) - value) * wider
+def _interval(
+    tasks: Sequence[_Task], coefficients: Sequence[float], value: float, choices: int = 1
+) -> tuple[float | None, float | None]:
+    """The 95 % percentile interval of a contrast, its upper end corrected for a choice among `choices`."""
+    spread = _spread(tasks, coefficients)
+    if spread is None:
+        return None, None
+    draws = _draws(tasks) @ np.array(coefficients)
+    low, high = np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2 / choices])
+    width = _width(draws, spread)
+    return value + (float(low) - value) * width, value + (float(high) - value) * width
 
 
 def _width(draws: Array, spread: _Spread) -> float:

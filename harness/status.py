@@ -21,7 +21,7 @@ class Status:
 
 
 def status(plan: Plan, store: Store, previous: Mapping[str, Any], failed: Mapping[str, str]) -> list[Status]:
-    """The state of every job. `previous` maps job ids to the specs of the suite's last plan, `failed` to their errors."""
+    """The state of every job. `previous` maps job ids to the specs of the last plan, `failed` to their errors."""
     done: dict[str, Entry] = {}
     found = []
     for job in plan.jobs.values():

@@ -6,19 +6,21 @@ only there; this file knows the keys of a suite itself.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusion.builders import BUILDERS
+from fusion.builders import BUILDERS, Role
 from fusion.kinship import MEASURES
 from fusion.methods import METHODS
 from fusion.params import Problem, did_you_mean, fill
 from fusion.recipe import check_recipe
 from harness.errors import UsageError
 from harness.expand import expand, with_controls
+from harness.order import parents_first
 from harness.pocket import TRAINERS
 from harness.sandbox import LEVELS
+from harness.spec import Candidate, Group, Model, Source, Suite, Trained
+from harness.store import digest_of
 from harness.yamlfile import Document, Key, under
 
 KEYS = {
@@ -37,98 +39,9 @@ KEYS = {
 SOURCE_KEYS = ("from", "revision", "dtype")
 TRAINED_KEYS = ("train", "from", "seed")
 MERGE_KEYS = ("method", "models", "base", "seeds")
-FUSION_KEYS = ("method", "target", "teachers", "corpus", "seeds", "control")
 GROUP_KEYS = ("tasks", "limit", "batch_size")
 DTYPES = ("float32", "bfloat16", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*$")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model that is given: a folder, or a repository of the Hugging Face hub."""
-
-    name: str
-    origin: str
-    revision: str | None = None
-    dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model that the suite trains, from nothing or from `parent`."""
-
-    name: str
-    trainer: str
-    params: Mapping[str, Any]
-    parent: str | None
-    seed: int
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates."""
-
-    name: str
-    method: str
-    kind: str
-    params: Mapping[str, Any]
-    models: tuple[str, ...] = ()
-    weights: tuple[float, ...] | None = None
-    base: str | None = None
-    target: str | None = None
-    corpus: str | None = None
-    seeds: tuple[int, ...] = (0,)
-    row: str = ""
-    sweep: Mapping[str, Any] = field(default_factory=dict)
-    is_control: bool = False
-    control: str | None = None
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The models it is made of: what is merged, or target and teachers."""
-        return ((self.target,) if self.target else ()) + self.models
-
-
-Model = Source | Trained | Candidate
-
-
-@dataclass(frozen=True)
-class Group:
-    """A named list of tasks; `limit` is the number of items of each that count (None: all)."""
-
-    name: str
-    tasks: tuple[str, ...]
-    limit: int | None
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A checked suite. `models` holds sources, trained models and candidates alike, parents before children."""
-
-    name: str
-    seed: int
-    models: Mapping[str, Model]
-    groups: tuple[Group, ...]
-    dev_share: float
-    kinship_base: str | None
-    measures: tuple[str, ...]
-    mlflow: str | None
-    keep: str
-    sandbox: str
-    trust_task_code: bool
-    path: Path
-    text: str
-
-    @property
-    def folder(self) -> Path:
-        """Paths in the suite are relative to this."""
-        return self.path.parent
-
-    @property
-    def digest(self) -> str:
-        """Identifies what the suite says, in hex."""
-        return digest_of(self.data)
 
 
 def find(name: str) -> Path:
@@ -184,30 +97,31 @@ class _Reader:
         for key, value in given.items():
             self.add_model(models, key, value, given)
         self.add_candidates(models, seed if isinstance(seed, int) else 0)
-        ordered = self.ordered(models)
+        ordered, problems = parents_first(models)
+        self.problems += problems if problems and not self.problems else []
         groups = self.groups()
         kinship_base, measures = self.kinship(models)
         settings = {
             "dev_share": self.dev_share(),
             "mlflow": self.mlflow(),
             "keep": self.choice("keep", ("none", "best", "all"), "best"),
-            "sandbox": self.choice("sandbox", ("any", *LEVELS), "namespaces"),
+            "sandbox": self.choice("sandbox", ("any", *LEVELS), None),
             "trust_task_code": self.typed(
                 ("trust_task_code",), self.data.get("trust_task_code", False), bool, "true or false"
             ),
         }
         if self.problems:
             return None
-        text = self.path.read_text(encoding="utf-8")
         return Suite(
-            name,
-            seed,
-            ordered,
-            groups,
+            name=name,
+            seed=seed,
+            models=ordered,
+            groups=groups,
             kinship_base=kinship_base,
             measures=measures,
             path=self.path,
-            text=text,
+            text=self.path.read_text(encoding="utf-8"),
+            digest=digest_of(self.data),
             **settings,
         )
 
@@ -311,31 +225,31 @@ class _Reader:
         own = {key: part for key, part in value.items() if key not in MERGE_KEYS}
         params, problems = check_recipe(method, models, weights, base, own)
         self.problems += under(at, problems)
-        return {
-            "method": method, "kind": "merged", "params": params, "models": models, "weights": weights, "base": base,
-        }  # fmt: skip
+        found = {"method": method, "kind": "merged", "params": params}
+        return {**found, "models": models, "weights": weights, "base": base}
 
     def fusion(self, at: Key, method: str, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
         builder = BUILDERS[method]
-        for role in builder.roles:
-            if role not in value:
-                self.problem(at, f"{method} needs `{role}:`")
-        target, corpus = value.get("target"), value.get("corpus")
-        if target is not None:
-            self.reference((*at, "target"), target, known)
-        teachers: tuple[str, ...] = ()
-        if "teachers" in builder.roles and "teachers" in value:
-            teachers, _ = self.model_list((*at, "teachers"), value["teachers"], known)
-        if corpus is not None:
-            corpus = self.corpus((*at, "corpus"), corpus)
+        roles = {role.name: self.role((*at, role.name), role, value, known) for role in builder.roles}
         if value.get("control", "clm") not in ("none", "clm"):
             self.problem((*at, "control"), f"control is {value['control']!r}; expected none or clm")
-        unused = tuple(role for role in ("teachers",) if role not in builder.roles)
-        own = {key: part for key, part in value.items() if key not in FUSION_KEYS or key in unused}
+        own = {key: part for key, part in value.items() if key not in (*roles, "method", "seeds", "control")}
         params = self.params(at, builder.Params, own)
-        return {
-            "method": method, "kind": builder.kind, "params": params, "models": teachers, "target": target, "corpus": corpus,
-        }  # fmt: skip
+        found = {"method": method, "kind": builder.kind, "params": params, "models": roles.get("teachers") or ()}
+        return {**found, "target": roles.get("target"), "corpus": roles.get("corpus")}
+
+    def role(self, at: Key, role: Role, value: dict[str, Any], known: Sequence[str]) -> Any:
+        """Who plays a part of a fusion: a model's name, several, or a corpus."""
+        given = value.get(role.name)
+        if given is None:
+            self.problem(at[:-1], f"{value['method']} needs `{role.name}:`")
+        elif role.kind == "corpus":
+            return self.corpus(at, given)
+        elif role.many:
+            return self.model_list(at, given, known)[0]
+        else:
+            self.reference(at, given, known)
+        return given
 
     def corpus(self, at: Key, corpus: Any) -> str:
         if isinstance(corpus, str) and corpus.startswith("pocket/"):
@@ -370,30 +284,6 @@ class _Reader:
             self.problem((*at, "seeds"), "seeds is a list of different whole numbers")
             return (seed,)
         return tuple(seeds)
-
-    def ordered(self, models: dict[str, Model]) -> dict[str, Model]:
-        """Parents before children; a cycle is a problem, and so is a parent that is several replicates."""
-        done: dict[str, Model] = {}
-        rows = {m.row for m in models.values() if isinstance(m, Candidate)} - models.keys()
-        for model in models.values():
-            for parent in _needs(model):
-                if parent in rows:
-                    variants = [n for n, m in models.items() if isinstance(m, Candidate) and m.row == parent]
-                    self.problem(_place(model), f"'{parent}' is swept; name one of {', '.join(variants)}")
-                seeds = getattr(models.get(parent), "seeds", (0,))
-                if len(seeds) > 1:
-                    self.problem(
-                        _place(model), f"'{parent}' has {len(seeds)} seeds and so is no single model to build from"
-                    )
-        left = {name: [p for p in _needs(model) if p in models] for name, model in models.items()}
-        while ready := [name for name, needs in left.items() if all(need in done for need in needs)]:
-            for name in ready:
-                done[name] = models[name]
-                del left[name]
-        if left and not self.problems:
-            name = next(name for name, needs in left.items() if any(need in left for need in needs))
-            self.problem(_place(models[name]), f"these are made of each other: {' -> '.join(_cycle(name, left))}")
-        return done
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 
@@ -494,33 +384,13 @@ class _Reader:
             return None
         return value
 
-    def choice(self, key: str, choices: Sequence[str], default: str) -> str:
+    def choice(self, key: str, choices: Sequence[str], default: str | None) -> str | None:
         value = self.data.get(key, default)
-        if value not in choices:
+        if value is not None and value not in choices:
             self.problem((key,), f"'{key}' is {value!r}; expected {' | '.join(choices)}")
-        return str(value)
+        return None if value is None else str(value)
 
     def params(self, at: Key, params: type, given: Mapping[str, Any]) -> dict[str, Any]:
         values, problems = fill(params, given)
         self.problems += under(at, problems)
         return values
-
-
-def _needs(model: Model) -> tuple[str, ...]:
-    """The models that must exist before this one."""
-    if isinstance(model, Trained):
-        return (model.parent,) if model.parent else ()
-    if isinstance(model, Candidate):
-        return model.parents + ((model.base,) if model.base else ())
-    return ()
-
-
-def _place(model: Model) -> Key:
-    return ("candidates", model.row) if isinstance(model, Candidate) else ("models", model.name)
-
-
-def _cycle(start: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
-    seen = [start]
-    while (following := next(need for need in needs[seen[-1]] if need in needs)) not in seen:
-        seen.append(following)
-    return [*seen[seen.index(following) :], following]

@@ -1,4 +1,4 @@
-"""What a worker does for each kind of job: unpack the task, call the station that does the work, hand back the result."""
+"""What a worker does for each kind of job: unpack the task, call the station, hand back the result."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """A job's small result; the digest of what it made where that is not simply its files; what it cost besides time."""
+    """A job's small result; the digest of what it made, if not simply of its files; what it cost besides time."""
 
     result: Mapping[str, Any]
     digest: str | None = None
@@ -88,7 +88,8 @@ def generate(task: Task) -> Made:
     settings = Settings(batch_size=task.spec["batch_size"])
     responses = respond(live, task.where["source"], task.where["doc_ids"], settings, trust=task.where["trust"])
     _write_json(task.out / "responses.json", responses)
-    return Made({"n": len(responses)}, cost={"skeletons_loaded": live.skeletons_loaded})
+    truncated = sum(response["truncated"] for response in responses)
+    return Made({"n": len(responses), "truncated": truncated}, cost={"skeletons_loaded": live.skeletons_loaded})
 
 
 def judge(task: Task) -> Made:

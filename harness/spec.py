@@ -1,0 +1,90 @@
+"""What a suite says, as frozen values; `suite.py` makes them from YAML and checks them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is given: a folder, or a repository of the Hugging Face hub."""
+
+    name: str
+    origin: str
+    revision: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that the suite trains, from nothing or from `parent`."""
+
+    name: str
+    trainer: str
+    params: Mapping[str, Any]
+    parent: str | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates."""
+
+    name: str
+    method: str
+    kind: str
+    params: Mapping[str, Any]
+    models: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    base: str | None = None
+    target: str | None = None
+    corpus: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    row: str = ""
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    is_control: bool = False
+    control: str | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The models it is made of: what is merged, or target and teachers."""
+        return ((self.target,) if self.target else ()) + self.models
+
+
+Model = Source | Trained | Candidate
+
+
+@dataclass(frozen=True)
+class Group:
+    """A named list of tasks; `limit` is the number of items of each that count (None: all)."""
+
+    name: str
+    tasks: tuple[str, ...]
+    limit: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite. `models` holds sources, trained models and candidates alike, parents before children."""
+
+    name: str
+    seed: int
+    models: Mapping[str, Model]
+    groups: tuple[Group, ...]
+    dev_share: float
+    kinship_base: str | None
+    measures: tuple[str, ...]
+    mlflow: str | None
+    keep: str
+    sandbox: str | None
+    trust_task_code: bool
+    path: Path
+    text: str
+    digest: str
+
+    @property
+    def folder(self) -> Path:
+        """Paths in the suite are relative to this."""
+        return self.path.parent
