@@ -191,7 +191,7 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in row-major order, without a copy where it is contiguous on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def join_digests(digests: Iterable[str]) -> str:
@@ -228,6 +228,16 @@ def tokenizer_digest(folder: Path) -> str:
 def model_digest(weights: str, config: str, tokenizer: str) -> str:
     """A model's identity: what scores belong to."""
     return _sha256("\n".join([weights, config, tokenizer]).encode())
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """The digests "weights", "config", "tokenizer" and "model" of a model folder. Raises CheckpointError."""
+    parts = {
+        "weights": weights_digest(Checkpoint(folder)),
+        "config": config_digest(folder),
+        "tokenizer": tokenizer_digest(folder),
+    }
+    return {**parts, "model": model_digest(**parts)}
 
 
 def check_same(sources: Mapping[str, Source]) -> None:

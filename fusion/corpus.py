@@ -11,13 +11,15 @@ costs and teaches exactly what it would in a row of its own.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from fusion.errors import TrainingError
 
@@ -173,6 +175,11 @@ def pack(length: Int[np.ndarray, " pieces"], context: int, rows: int, seed: int)
     return packed[:rows]
 
 
+def pack_once(length: Int[np.ndarray, " pieces"], context: int) -> list[list[int]]:
+    """The pieces of each row when every piece is read once, in the corpus's order as far as packing allows."""
+    return _best_fit(list(range(len(length))), length.tolist(), context)
+
+
 def _best_fit(order: list[int], length: list[int], context: int) -> list[list[int]]:
     full: list[list[int]] = []
     room: list[int] = []
@@ -191,3 +198,67 @@ def _best_fit(order: list[int], length: list[int], context: int) -> list[list[in
         room.append(context - length[piece])
         rows.append([piece])
     return full + rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a training, by number; called with numbers, it collates them into a batch.
+
+    predicted[i]: whether token i of the corpus is one to learn. `about`: what a loss needs about the predicted tokens,
+    given by their index in the corpus.
+    """
+
+    tokens: Tokens
+    pieces: Pieces
+    packed: list[list[int]]
+    predicted: Bool[np.ndarray, " n"]
+    context: int
+    pad: int
+    about: Callable[[Int[np.ndarray, " predictions"]], dict[str, Tensor]]
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """input_ids, position_ids [rows, context]; at, target [n]: flat slots that predict a token, and that token."""
+        shape = (len(numbers), self.context)
+        index = np.full(shape, -1, np.int64)  # of each slot's token in the corpus
+        position = np.empty(shape, np.int64)
+        for row, number in enumerate(numbers):
+            filled = 0
+            for piece in self.packed[number]:
+                start, length = self.pieces.start[piece], self.pieces.length[piece]
+                index[row, filled : filled + length] = np.arange(start, start + length)
+                position[row, filled : filled + length] = np.arange(length)
+                filled += length
+            position[row, filled:] = np.arange(self.context - filled)
+        token = index.ravel()
+        # A slot predicts when the next one holds the next token of the same document.
+        at = np.flatnonzero((position.ravel()[1:] > 0) & (token[1:] >= 0) & self.predicted[token[1:]])
+        ahead = token[at + 1]
+        ids = np.where(index >= 0, self.tokens.ids[index], self.pad)
+        return {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "position_ids": torch.from_numpy(position),
+            "at": torch.from_numpy(at),
+            "target": torch.from_numpy(self.tokens.ids[ahead].astype(np.int64)),
+            "tokens": int((token >= 0).sum()),
+            **self.about(ahead),
+        }
+
+
+def make_rows(
+    tokens: Tokens,
+    context: int,
+    loss: Loss,
+    rows: int,
+    seed: int,
+    pad: int,
+    about: Callable[[Int[np.ndarray, " predictions"]], dict[str, Tensor]],
+) -> Rows:
+    """The rows of a training, in order; they do not depend on `about`, so controls see the same batches.
+
+    Raises TrainingError when no document has a token to predict.
+    """
+    pieces = cut(tokens, context, loss)
+    if not len(pieces.start):
+        raise TrainingError(f"empty corpus: {len(tokens)} documents, and no token in them to predict")
+    predicted = tokens.answer if loss == "answers" else np.ones(len(tokens.ids), bool)
+    return Rows(tokens, pieces, pack(pieces.length, context, rows, seed), predicted, context, pad, about)

@@ -15,18 +15,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import transformers
-from jaxtyping import Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from fusion import corpus
-from fusion.corpus import Document, Loss, Pieces, Tokens
+from fusion.corpus import Document, Loss, Rows
+from fusion.distill import CausalLM, Objective
 from fusion.errors import TrainingError
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -50,43 +49,6 @@ class Settings:
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; weights stay float32
     log_every: int = 10
     save_every: int = 100  # checkpoints; rounded up to a multiple of log_every
-
-
-class Objective(Protocol):
-    """A loss over the predicted tokens of a batch, n of them."""
-
-    @property
-    def identity(self) -> str:
-        """What a checkpoint must share to be resumed under this loss."""
-
-    def rows(self, token: Int[np.ndarray, " n"]) -> dict[str, Tensor]:
-        """What the loss needs about the predicted tokens, given by their index in the corpus's tokens."""
-
-    def loss(
-        self, logits: Float[Tensor, "n vocabulary"], target: Int[Tensor, " n"], rows: Mapping[str, Tensor]
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss, a scalar, and its parts by name for the curves."""
-
-
-class CausalLM:
-    """Next-token cross-entropy in nats, averaged over tokens."""
-
-    identity = "clm"
-
-    def rows(self, token: Int[np.ndarray, " n"]) -> dict[str, Tensor]:
-        return {}
-
-    def loss(
-        self, logits: Float[Tensor, "n vocabulary"], target: Int[Tensor, " n"], rows: Mapping[str, Tensor]
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        return cross_entropy(logits, target, logits.logsumexp(-1)), {}
-
-
-def cross_entropy(
-    logits: Float[Tensor, "n vocabulary"], target: Int[Tensor, " n"], log_sum: Float[Tensor, " n"]
-) -> Float[Tensor, ""]:
-    """Mean of log_sum - logits[target], with log_sum the logsumexp of each row (shared with other losses)."""
-    return (log_sum - logits.gather(-1, target[:, None]).squeeze(-1)).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +171,16 @@ def train(
     """
     objective = compute_loss or CausalLM()
     _check(model, settings)
-    rows = make_rows(corpus.encode(tokenizer, documents), settings, tokenizer, objective)
+    tokens = corpus.encode(tokenizer, documents)
+    rows = corpus.make_rows(
+        tokens,
+        settings.context,
+        settings.loss,
+        settings.steps * settings.batch_size,
+        settings.seed,
+        pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        about=objective.about,
+    )
     watch = _Watch(settings, _fingerprint(model, documents, settings, objective), progress)
     checkpoint = watch.restore(scratch)
     trainer = _Trainer(objective, watch, model=model, args=_arguments(settings, scratch), rows=rows)
@@ -273,62 +244,6 @@ def _arguments(settings: Settings, scratch: Path) -> TrainingArguments:
     )
 
 
-@dataclass
-class Rows:
-    """Rows of a training, by index; collates a batch of them. `predicted[i]`: whether token i of the corpus counts."""
-
-    tokens: Tokens
-    pieces: Pieces
-    packed: list[list[int]]
-    predicted: np.ndarray
-    context: int
-    pad: int
-    objective: Objective
-
-    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """input_ids, position_ids [rows, context]; at, target [n]: flat positions that predict, and what."""
-        shape = (len(indices), self.context)
-        index = np.full(shape, -1, np.int64)  # of each slot's token in the corpus
-        position = np.empty(shape, np.int64)
-        for row, packed in enumerate(indices):
-            filled = 0
-            for piece in self.packed[packed]:
-                start, length = self.pieces.start[piece], self.pieces.length[piece]
-                index[row, filled : filled + length] = np.arange(start, start + length)
-                position[row, filled : filled + length] = np.arange(length)
-                filled += length
-            position[row, filled:] = np.arange(self.context - filled)
-        token = index.ravel()
-        # A slot predicts the next one when that holds the next token of the same document.
-        at = np.flatnonzero((position.ravel()[1:] > 0) & (token[1:] >= 0) & self.predicted[token[1:]])
-        ahead = token[at + 1]
-        ids = np.where(index >= 0, self.tokens.ids[index], self.pad)
-        return {
-            "input_ids": torch.from_numpy(ids.astype(np.int64)),
-            "position_ids": torch.from_numpy(position),
-            "at": torch.from_numpy(at),
-            "target": torch.from_numpy(self.tokens.ids[ahead].astype(np.int64)),
-            "tokens": int((token >= 0).sum()),
-            **self.objective.rows(ahead),
-        }
-
-
-def make_rows(tokens: Tokens, settings: Settings, tokenizer: Any, objective: Objective) -> Rows:
-    """The rows of all steps, in order. They depend on tokens, context, loss and seed only, never on the objective."""
-    pieces = corpus.cut(tokens, settings.context, settings.loss)
-    if not len(pieces.start):
-        raise TrainingError(f"empty corpus: {len(tokens)} documents, and no token in them to predict")
-    return Rows(
-        tokens=tokens,
-        pieces=pieces,
-        packed=corpus.pack(pieces.length, settings.context, settings.steps * settings.batch_size, settings.seed),
-        predicted=tokens.answer if settings.loss == "answers" else np.ones(len(tokens.ids), bool),
-        context=settings.context,
-        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        objective=objective,
-    )
-
-
 class _Trainer(Trainer):
     """transformers' Trainer with an Objective for its loss, watched by _Watch."""
 
@@ -338,7 +253,7 @@ class _Trainer(Trainer):
             model=model,
             args=args,
             data_collator=rows,
-            train_dataset=range(len(rows.packed)),  # type: ignore[arg-type]
+            train_dataset=range(len(rows.packed)),
             callbacks=[watch],
         )
         self.remove_callback(transformers.PrinterCallback)
@@ -431,9 +346,10 @@ class _Watch(TrainerCallback):
         bad = torch.nonzero(~torch.isfinite(values[:, 0])).flatten().tolist()
         if bad:
             at = step - len(self._seen) + 1 + bad[0]
+            rate = self._seen[bad[0]]["learning_rate"]
             raise TrainingError(
                 f"the loss is {values[bad[0], 0].item()} at step {at} of {self.settings.steps} "
-                f"(learning rate {self._seen[bad[0]]['learning_rate']:.3g}); {_kept(scratch)}. Try a lower learning rate"
+                f"(learning rate {rate:.3g}); {_kept(scratch)}. Try a lower learning rate"
             )
         tokens = sum(seen["tokens"] for seen in self._seen)
         now = time.perf_counter()

@@ -26,6 +26,7 @@ PLOT_WIDTH = 96
 PLOT_HEIGHT = 18
 LONGEST_NAME = 48
 LONGEST_HOW = 72
+OVER = {"best": "best parent", "mean": "the parents' mean"}
 KINDS = ("source", "trained", "merged", "fused", "ensemble")
 
 
@@ -139,8 +140,7 @@ def _table_gains(found: Board) -> str:
     if not rows:
         return ""
     reach = _reach(rows, found.gains)
-    names = {"best": "best parent", "mean": "parents' mean"}
-    head = [_th("model", left=True), *(_th(f"over {names.get(gain, gain)}", left=True) for gain in found.gains)]
+    head = [_th("model", left=True), *(_th(f"over {OVER.get(gain, gain)}", left=True) for gain in found.gains)]
     lines = [_tr(row, [_model(row), *(_gain(row, gain, reach) for gain in found.gains)]) for row in rows]
     return _section(
         "Gains",
@@ -173,30 +173,38 @@ def _table_tasks(found: Board) -> str:
 
 
 def _kinship(found: Board) -> str:
-    relation = found.results.get("kinship_vs_gain") or {}
     if not found.says:
         return ""
-    lines = []
-    for measure, gains in (relation.get("measures") or {}).items():
-        for gain, kinds in gains.items():
-            for kind, leaf in kinds.items():
-                label = f"{'size of gain' if kind == 'absolute' else 'gain'} over {gain} parent"
-                cells = [_td(_e(measure), left=True), _td(_e(label), left=True)]
-                cells += [_td(_coefficient(leaf, name)) for name in ("pearson", "spearman")]
-                cells += [_td(_e(leaf.get("n", ""))), _td(_e(leaf.get("models", "")))]
-                lines.append(f"<tr>{''.join(cells)}<td class='left note'>{_e(leaf.get('reason', ''))}</td></tr>")
-    head = [_th("kinship", left=True), _th("against", left=True), _th("Pearson"), _th("Spearman")]
-    head += [_th("candidates"), _th("models"), _th("", left=True)]
-    table = f"<details><summary>Every measure</summary>{_table([head], lines)}</details>" if lines else ""
+    relation = found.results.get("kinship_vs_gain") or {}
+    leaves = [
+        (measure, f"{'size of the gain' if kind == 'absolute' else 'gain'} over {OVER.get(gain, gain)}", leaf)
+        for measure, gains in (relation.get("measures") or {}).items()
+        for gain, kinds in gains.items()
+        for kind, leaf in kinds.items()
+    ]
+    table = ""
+    if leaves:
+        head = [_th("kinship", left=True), _th("against", left=True), _th("Pearson"), _th("Spearman")]
+        lines = [_leaf(measure, label, leaf) for measure, label, leaf in leaves]
+        reasons = dict.fromkeys(str(leaf["reason"]) for _, _, leaf in leaves if leaf.get("reason"))
+        table = _table([[*head, _th("candidates"), _th("models")]], lines)
+        table += "".join(f'<p class="about">{_e(reason)}.</p>' for reason in reasons)
+        table = f"<details><summary>Every measure</summary>{table}</details>"
     return f'<section>\n<h2>Kinship and gain</h2>\n<p class="lead">{_e(found.says)}</p>\n{table}\n</section>'
 
 
+def _leaf(measure: str, label: str, leaf: Mapping[str, Any]) -> str:
+    cells = [_td(_e(measure), left=True), _td(_e(label), left=True)]
+    cells += [_td(_coefficient(leaf, name), number(leaf, name, "value")) for name in ("pearson", "spearman")]
+    return f"<tr>{''.join(cells)}{_td(_e(leaf.get('n', '')))}{_td(_e(leaf.get('models', '')))}</tr>"
+
+
 def _coefficient(leaf: Mapping[str, Any], name: str) -> str:
-    value, low, high = (number(leaf, name, key) for key in ("value", "low", "high"))
+    value, low, high, p = (number(leaf, name, key) for key in ("value", "low", "high", "p"))
     if value is None:
-        return ""
-    span = "" if low is None or high is None else f" <small>{low:+.2f} to {high:+.2f}</small>"
-    return f"{value:+.2f}{span}".replace("-", "−")
+        return "–"
+    span = "" if low is None or high is None else f", {low:+.2f} to {high:+.2f}"
+    return f"{value:+.2f}<small>{span}{'' if p is None else f', p = {p:.2g}'}</small>".replace("-", "−")
 
 
 def _not_scored(found: Board) -> str:

@@ -65,6 +65,7 @@ td.absent{background:repeating-linear-gradient(45deg,var(--line) 0 2px,var(--car
 .failed ul{margin:8px 0 0;padding-left:18px;max-width:90ch}
 .failed li{margin:3px 0;overflow-wrap:anywhere}
 details{margin-top:14px}
+details .about{margin:10px 0 0}
 summary{cursor:pointer;color:var(--soft);margin-bottom:10px}
 dl{display:grid;grid-template-columns:minmax(90px,max-content) 1fr;gap:6px 20px;margin:0;max-width:100ch;font-size:14px}
 dt{font-weight:600;max-width:130px}dd{margin:0;color:var(--soft)}

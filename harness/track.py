@@ -293,7 +293,7 @@ def _store_folder(uri: str) -> Path:
 
 
 def _check_uri(uri: str) -> None:
-    if re.match(r"(?!file:)[a-z+]{2,}(://|$)", uri):
+    if re.match(r"(?!file:)[a-z][a-z0-9+]+://|databricks$", uri):
         return
     raise TrackError(
         f"'{_redacted(uri)}' is not a store that MLflow 3 writes to: its file store is closed; "

@@ -1,6 +1,6 @@
 """A recipe applied to models: the merged model, computed one tensor at a time when it is asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoint import Source, check_finite, check_same, one_thread
-from fusion.errors import MismatchError
+from fusion.errors import MismatchError, RecipeError
 from fusion.methods import METHODS
-from fusion.methods.call import Place
+from fusion.methods.call import Place, Visit
 from fusion.params import build
 from fusion.recipe import Recipe, checked, torch_dtype
 
@@ -29,12 +29,12 @@ class Merge:
     def __init__(self, recipe: Recipe, parents: Mapping[str, Source]) -> None:
         self.recipe = checked(recipe, parents)
         self._method = METHODS[recipe.method]
-        self._params = build(self._method.Params, recipe.params)
-        self._models = {name: parents[name] for name in recipe.models}
-        self._base = None if recipe.base is None else parents[recipe.base]
-        self._first = self._base or self._models[recipe.models[0]]
+        self._params = build(self._method.Params, self.recipe.params)
+        # The base leads, where there is one: what the result takes over unmerged comes from the first.
+        named = recipe.models if recipe.base is None else (recipe.base, *recipe.models)
+        self._sources = {name: parents[name] for name in named}
+        self._first = parents[named[0]]
         self._dtype = torch_dtype(recipe.dtype)
-        self._sources = dict(self._models) if recipe.base is None else {recipe.base: parents[recipe.base], **self._models}
         check_same(self._sources)
         self._state: Any = None
         self._prepared = self._method.prepare is None
@@ -58,17 +58,17 @@ class Merge:
             models, base = self._inputs(name)
             at = Place(name, self.recipe.models, self.recipe.seed, self._state)
             merged = self._method.merge(models, base, self.recipe.weights, self._params, at)
-            return merged.to(self.dtype(name))
+            return _cast(merged, self.dtype(name), name)
 
     def _prepare(self) -> None:
         if not self._prepared and self._method.prepare is not None:
-            self._state = self._method.prepare(self._passes, self._params)
+            self._state = self._method.prepare(self._pass, self._params)
             self._prepared = True
 
-    def _passes(self) -> Iterator[tuple[str, list[Tensor], Tensor | None]]:
+    def _pass(self, visit: Visit) -> None:
         for name in self.names():
             if self._first.dtype(name).is_floating_point:
-                yield name, *self._inputs(name)
+                visit(name, *self._inputs(name))
 
     def _inputs(self, name: str) -> tuple[list[Tensor], Tensor | None]:
         """The tensor of every model, and of the base, in float32."""
@@ -87,3 +87,14 @@ class Merge:
                 "use models that agree on it"
             )
         return tensor
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The result in its dtype. Raises RecipeError where it leaves that dtype's range."""
+    result = tensor.to(dtype)
+    if not torch.isfinite(result.sum(dtype=torch.float32)) and not torch.isfinite(result.float()).all():
+        raise RecipeError(
+            f"the merge overflows {str(dtype).removeprefix('torch.')} in {name} (largest magnitude "
+            f"{tensor.abs().max().item():.3g}): lower the weights or lambda, or set dtype: bfloat16 or float32"
+        )
+    return result

@@ -9,7 +9,7 @@ takes none), all float32, of one shape, on one device; the result is float32 too
 can be views of a file. Reading, casting, checking and writing belong to the caller.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,12 @@ from torch import Tensor
 # Small enough for a block in float64 to stay in the processor's cache.
 BLOCK = 1 << 16
 
-# (name, the models' tensors, the base's or None) for every tensor that is merged, by sorted name; each call is one
-# pass over all checkpoints.
-Pass = Callable[[], Iterator[tuple[str, list[Tensor], Tensor | None]]]
+# Called with (name, the models' tensors, the base's or None).
+Visit = Callable[[str, list[Tensor], Tensor | None], None]
+
+# One pass over all checkpoints: a visit to every tensor that is merged, by sorted name. A visit and not an iterator,
+# whose loop would hold on to the last tensors while the next are read.
+Pass = Callable[[Visit], None]
 
 
 @dataclass(frozen=True)

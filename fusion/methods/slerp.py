@@ -1,7 +1,6 @@
 """Spherical interpolation between two models."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch

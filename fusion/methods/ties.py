@@ -143,13 +143,17 @@ def _histograms(passes: Pass, within: list[int] | None) -> list[Counts]:
     Given the upper half of each model (`within`): how often each lower half occurs beside it.
     """
     found: list[Counts] = []
-    for _, models, base in passes():
-        found = found or [np.zeros(HIGH_BINS if within is None else LOW_BINS, dtype=np.int64) for _ in models]
+
+    def visit(_: str, models: list[Tensor], base: Tensor | None) -> None:
+        if not found:
+            found.extend(np.zeros(HIGH_BINS if within is None else LOW_BINS, dtype=np.int64) for _ in models)
         for i, theta in enumerate(models):
             for bits in _magnitude_bits(theta, base):
                 high = bits >> LOW_BITS
                 values = high if within is None else bits[high == within[i]] & (LOW_BINS - 1)
                 found[i] += np.bincount(values, minlength=len(found[i]))
+
+    passes(visit)
     return found
 
 
@@ -157,12 +161,15 @@ def _share_ties(passes: Pass, thresholds: list[float], ties: list[int]) -> list[
     """How many of the magnitudes that equal the threshold each tensor keeps, first come, first served."""
     left = list(ties)
     shares: list[dict[str, int]] = [{} for _ in ties]
-    for name, models, base in passes():
+
+    def visit(name: str, models: list[Tensor], base: Tensor | None) -> None:
         for i, theta in enumerate(models):
             wanted = np.float32(thresholds[i]).view(np.int32)
             equal = sum(int((bits == wanted).sum()) for bits in _magnitude_bits(theta, base)) if left[i] else 0
             shares[i][name] = min(equal, left[i])
             left[i] -= shares[i][name]
+
+    passes(visit)
     return shares
 
 

@@ -3,6 +3,7 @@
 A worker keeps a model's skeleton loaded between jobs; one that dies is replaced when the next job wants its slot.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -66,10 +67,9 @@ class LocalExecutor:
             self._spawn(slot)
         assert slot.line is not None
         slot.job = order["id"]
-        try:
+        # A worker that died while idle is noticed by `wait`, which reports the job as lost.
+        with contextlib.suppress(OSError):
             slot.line.send_bytes(json.dumps(order).encode())
-        except OSError:
-            pass  # it died while idle: `wait` reports that, and the driver tries again
 
     def wait(self, timeout: float) -> list[Report]:
         """What happened within `timeout` seconds; empty when nothing did."""

@@ -119,7 +119,7 @@ def _listen(line: Connection, orders: "SimpleQueue[dict[str, Any]]") -> None:
 
 def _function(name: str) -> Callable[[Task], Any]:
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _throttled(send: Callable[[dict[str, Any]], None]) -> Callable[[int, int], None]:

@@ -1,0 +1,37 @@
+"""The pocket world: small models that are trained in minutes on generated text, and the questions they are asked.
+
+`TRAINERS` is what a suite's `train:` names, `corpus` what its `corpus: pocket/...` does. The questions themselves are
+committed as suites/pocket/*.jsonl; `python -m harness.pocket` writes them again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import trainers
+from .mixtures import CORPORA, corpus
+
+__all__ = ["CORPORA", "TRAINERS", "VERSION", "Trainer", "corpus"]
+
+# Of the generators and mixtures: raised whenever the same seed gives other text.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A way to train a model: `run(params, parent folder or None, seed, out, scratch, progress) -> report`."""
+
+    name: str
+    Params: type
+    run: Callable[..., dict[str, Any]]
+    parent: bool
+    version: int
+
+
+TRAINERS: dict[str, Trainer] = {
+    "pocket/base": Trainer("pocket/base", trainers.BaseParams, trainers.base, parent=False, version=1),
+    "pocket/specialist": Trainer(
+        "pocket/specialist", trainers.SpecialistParams, trainers.specialist, parent=True, version=1
+    ),
+    "pocket/teacher": Trainer("pocket/teacher", trainers.TeacherParams, trainers.teacher, parent=False, version=1),
+}

@@ -1,4 +1,4 @@
-"""One question of the pocket world: what is asked, the right answer, a plausible wrong one, and what makes it itself."""
+"""One question of the pocket world: what is asked, the right answer, a plausible wrong one, and its identity."""
 
 import random
 from collections.abc import Callable, Mapping

@@ -5,8 +5,8 @@
         return (x + 3) * 2
 
 Two functions are the same question when they agree on the check's inputs, whatever their names and words.
-A prompt stops before the line break, as in bigcode's harness (HumanEval's own ends after it): a tokenizer that joins the
-line break with the next line's indentation would never have seen that end in training.
+A prompt stops before the line break, as in bigcode's harness (HumanEval's own ends after it): a tokenizer that joins
+the line break with the next line's indentation would never have seen that end in training.
 """
 
 import random
@@ -23,6 +23,10 @@ STEPS = {  # name: (first step, later step, expression)
     "remainder": ("Take x modulo {c}", "take it modulo {c}", "{x} % {c}"),
     "square": ("Square x", "square it", "{x} ** 2"),
     "negate": ("Negate x", "negate it", "-{x}"),
+    "larger": ("Take the larger of x and {c}", "take the larger of it and {c}", "max({x}, {c})"),
+    "smaller": ("Take the smaller of x and {c}", "take the smaller of it and {c}", "min({x}, {c})"),
+    "distance": ("Take the distance of x from {c}", "take its distance from {c}", "abs({x} - {c})"),
+    "double": ("Double x", "double it", "{x} * 2"),
 }
 KEEP = {
     "above": ("above {c}", "x > {c}"),
@@ -30,6 +34,8 @@ KEEP = {
     "even": ("that are even", "x % 2 == 0"),
     "odd": ("that are odd", "x % 2 == 1"),
     "not": ("other than {c}", "x != {c}"),
+    "multiples": ("that are multiples of {c}", "x % {c} == 0"),
+    "far": ("that are more than {c} from zero", "abs(x) > {c}"),
 }
 EACH = {
     "add": ("add {c} to each", "x + {c}"),
@@ -37,6 +43,8 @@ EACH = {
     "multiply": ("multiply each by {c}", "x * {c}"),
     "square": ("square each", "x ** 2"),
     "same": ("leave each as it is", "x"),
+    "negate": ("negate each", "-x"),
+    "smaller": ("replace each above {c} by {c}", "min(x, {c})"),
 }
 LAST = {
     "list": ("return the list", "{l}"),
@@ -44,9 +52,18 @@ LAST = {
     "sorted": ("return them sorted", "sorted({l})"),
     "reverse": ("return them in reverse", "{l}[::-1]"),
     "first": ("return the first two", "{l}[:2]"),
+    "count": ("return how many there are", "len({l})"),
+    "unique": ("return how many different ones there are", "len(set({l}))"),
 }
 NUMBER_PROBES = (0, 1, 2, 5, 7, 10, 13, 28, -3, -8)
-LIST_PROBES = ([], [1], [4, 9, 2], [3, 3, 8, 1, 6], [10, -2, 7, 5, 5, 0], [12, 11, -7, 2, 6, 8, 9, 3, 1, 4, 7, 5])
+LIST_PROBES: tuple[list[int], ...] = (
+    [],
+    [1],
+    [4, 9, 2],
+    [3, 3, 8, 1, 6],
+    [10, -2, 7, 5, 5, 0],
+    [12, 11, -7, 2, 6, 8, 9, 3, 1, 4, 7, 5],
+)
 
 
 def _constant(rng: random.Random) -> int:
@@ -54,8 +71,8 @@ def _constant(rng: random.Random) -> int:
 
 
 def number_functions(rng: random.Random) -> Item:
-    """One or two steps of arithmetic on a whole number."""
-    chosen = [(rng.choice(tuple(STEPS)), _constant(rng)) for _ in range(rng.choice((1, 2, 2, 2)))]
+    """One to three steps of arithmetic on a whole number."""
+    chosen = [(rng.choice(tuple(STEPS)), _constant(rng)) for _ in range(rng.choice((1, 2, 2, 3)))]
     other = list(chosen)
     place = rng.randrange(len(other))
     other[place] = (rng.choice([name for name in STEPS if name != chosen[place][0]]), _constant(rng))
@@ -70,8 +87,8 @@ def number_functions(rng: random.Random) -> Item:
 def _steps(chosen: list[tuple[str, int]]) -> str:
     expression = "x"
     for at, (name, constant) in enumerate(chosen):
-        inner = f"({expression})" if at else expression
-        expression = STEPS[name][2].format(x=inner, c=constant)
+        template = STEPS[name][2]
+        expression = template.format(x=f"({expression})" if at and template[0] in "{-" else expression, c=constant)
     return expression
 
 
@@ -91,7 +108,9 @@ def list_functions(rng: random.Random) -> Item:
 
 
 def _comprehension(chosen: list[tuple[str, int]]) -> str:
-    keep, each, last = (table[name][1].format(c=c, l="{l}") for table, (name, c) in zip((KEEP, EACH, LAST), chosen, strict=True))
+    keep, each, last = (
+        table[name][1].format(c=c, l="{l}") for table, (name, c) in zip((KEEP, EACH, LAST), chosen, strict=True)
+    )
     return last.format(l=f"[{each} for x in xs if {keep}]")
 
 

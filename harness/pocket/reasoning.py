@@ -1,21 +1,26 @@
 """Reasoning: three of BIG-Bench Hard's algorithmic tasks (Suzgun et al. 2022), in its zero-shot prompt format.
 
-    Q: not ( True and False ) or False is
-    A: True
+Q: I have two cups, a goat, and three plums. How many objects do I have?
+A: 6
 """
 
-import ast
 import random
 
 from .item import Item
 
-PLURALS = {
-    "fruits": ("melon", "banana", "grape", "lemon", "pear", "mango", "plum", "fig"),
-    "animals": ("bear", "cat", "dog", "duck", "frog", "goat", "pig", "snail"),
-    "instruments": ("drum", "flute", "harp", "piano", "trumpet", "violin", "banjo", "bell"),
-}
-NUMBERS = ("zero", "one", "two", "three", "four")
+# fmt: off
+OBJECTS = (
+    "banana", "bear", "bell", "cat", "cup", "dog", "drum", "duck", "flute", "frog", "goat", "grape", "harp", "lemon",
+    "mango", "piano", "plum", "violin",
+)
+WORDS = (
+    "apple", "bread", "chair", "dance", "eagle", "flame", "grape", "house", "igloo", "juice", "knife", "lemon", "mouse",
+    "night", "ocean", "piano", "queen", "river", "snake", "tiger", "uncle", "violin", "water", "yacht", "zebra",
+)
+# fmt: on
+NUMBERS = ("zero", "one", "two", "three")
 BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
+SORT = "Sort the following words alphabetically: List:"
 DYCK = "Complete the rest of the sequence, making sure that the parentheses are closed properly. Input:"
 
 
@@ -24,40 +29,23 @@ def _item(question: str, answer: str, wrong: str, identity: str) -> Item:
     return Item(f"Q: {question}\nA:", f" {answer}", f" {wrong}", identity, fields)
 
 
-def boolean_expressions(rng: random.Random) -> Item:
-    """The value of an expression of two to four literals; as many true as false."""
-    wanted = rng.random() < 0.5
-    while True:
-        expression = _expression(rng, rng.randint(2, 4))
-        if bool(eval(expression)) is wanted:
-            break
-    # The syntax tree forgets parentheses that change nothing.
-    identity = ast.dump(ast.parse(expression, mode="eval"))
-    return _item(f"{expression} is", str(wanted), str(not wanted), identity)
-
-
-def _expression(rng: random.Random, literals: int) -> str:
-    if literals == 1:
-        text = rng.choice(("True", "False"))
-    else:
-        left = rng.randint(1, literals - 1)
-        text = f"{_expression(rng, left)} {rng.choice(('and', 'or'))} {_expression(rng, literals - left)}"
-        if rng.random() < 0.4:
-            text = f"( {text} )"
-    return f"not {text}" if rng.random() < 0.25 else text
-
-
 def object_counting(rng: random.Random) -> Item:
-    """How many objects of all, or of one kind, are in a list of two to four things."""
-    kind = rng.choice(("objects", *PLURALS))
-    everything = [(noun, name) for name, nouns in PLURALS.items() for noun in nouns]
-    things = [(*thing, rng.randint(1, 4)) for thing in rng.sample(everything, rng.randint(2, 4))]
-    count = sum(number for _, name, number in things if kind in ("objects", name))
-    listed = [f"{NUMBERS[number]} {noun}s" if number > 1 else f"a {noun}" for noun, _, number in things]
+    """How many objects are in a list of two to four things."""
+    things = [(noun, rng.randint(1, 3)) for noun in rng.sample(OBJECTS, rng.randint(2, 4))]
+    count = sum(number for _, number in things)
+    listed = [f"{NUMBERS[number]} {noun}s" if number > 1 else f"a {noun}" for noun, number in things]
     comma = "," if len(listed) > 2 else ""
-    question = f"I have {', '.join(listed[:-1])}{comma} and {listed[-1]}. How many {kind} do I have?"
-    wrong = rng.choice([value for value in range(max(0, count - 2), count + 3) if value != count])
-    return _item(question, str(count), str(wrong), f"{kind}: {sorted(listed)}")
+    question = f"I have {', '.join(listed[:-1])}{comma} and {listed[-1]}. How many objects do I have?"
+    wrong = rng.choice([value for value in range(count - 2, count + 3) if value != count])
+    return _item(question, str(count), str(wrong), str(sorted(listed)))
+
+
+def word_sorting(rng: random.Random) -> Item:
+    """Two to four words in alphabetical order."""
+    words = rng.sample(WORDS, rng.choice((2, 3, 3, 4)))
+    ordered = sorted(words)
+    other = ordered[1:] + ordered[:1]
+    return _item(f"{SORT} {' '.join(words)}", " ".join(ordered), " ".join(other), " ".join(ordered))
 
 
 def dyck_languages(rng: random.Random) -> Item:

@@ -21,8 +21,8 @@ class PocketTask:
 
 
 TASKS: dict[str, PocketTask] = {
-    "boolean_expressions": PocketTask("bbh", reasoning.boolean_expressions),
     "object_counting": PocketTask("bbh", reasoning.object_counting),
+    "word_sorting": PocketTask("bbh", reasoning.word_sorting),
     "dyck_languages": PocketTask("bbh", reasoning.dyck_languages),
     "consequences": PocketTask("commonsense", world.consequences),
     "goals": PocketTask("commonsense", world.goals),

@@ -43,7 +43,9 @@ def things() -> tuple[tuple[str, int], ...]:
     rng = random.Random("the pocket world")
     names: dict[str, None] = {}
     while len(names) < THINGS:
-        names["".join(rng.choice(part) for part in ("bdfgklmnprstvz", "aeiou", "lnrs", "bdfgkmptvz", "aeiou", "knpx"))] = None
+        names[
+            "".join(rng.choice(part) for part in ("bdfgklmnprstvz", "aeiou", "lnrs", "bdfgkmptvz", "aeiou", "knpx"))
+        ] = None
     return tuple((name, place % len(MATERIALS)) for place, name in enumerate(names))
 
 
@@ -51,7 +53,9 @@ def consequences(rng: random.Random) -> Item:
     """What happens to a thing in a situation: four choices, the others being what happens to other materials."""
     name, material = rng.choice(things())
     situation = rng.choice(tuple(SITUATIONS))
-    return _choose(rng, f"A {name} {situation}. What happens?", SITUATIONS[situation], material, 4, f"{name} {situation}")
+    return _choose(
+        rng, f"A {name} {situation}. What happens?", SITUATIONS[situation], material, 4, f"{name} {situation}"
+    )
 
 
 def goals(rng: random.Random) -> Item:
@@ -75,4 +79,7 @@ def _choose(
 def fact(rng: random.Random) -> Document:
     """What one thing is made of: in training text only."""
     name, material = rng.choice(things())
-    return {"prompt": f"Question: What is a {name} made of?\nAnswer:", "answer": f" {MATERIALS[material].capitalize()}."}
+    return {
+        "prompt": f"Question: What is a {name} made of?\nAnswer:",
+        "answer": f" {MATERIALS[material].capitalize()}.",
+    }

@@ -46,7 +46,7 @@ GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Level:
-    """How far programs are isolated: `wrap` is put before the program's command; `missing` says why a machine lacks it."""
+    """How far programs are isolated: `wrap` goes before their command; `missing` says why a machine lacks it."""
 
     wrap: tuple[str, ...]
     missing: Callable[[], str | None]
@@ -218,7 +218,9 @@ def _own_user() -> int | None:
     user = 1_000_000_000 + os.getpid()
     command = [sys.executable, "-I", "-S", "-c", "pass"]
     try:
-        subprocess.run(command, user=user, group=user, extra_groups=[], env={}, check=True, capture_output=True, cwd="/")
+        subprocess.run(
+            command, user=user, group=user, extra_groups=[], env={}, check=True, capture_output=True, cwd="/"
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return user

@@ -12,7 +12,9 @@ was not open there either.
 
 import ast
 import builtins
+import contextlib
 import json
+import marshal
 import os
 import secrets
 import select
@@ -22,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
 from typing import IO, Any, NoReturn
 
-from harness.sandbox import guest
+from harness.sandbox import guest, limits
 
 REPLY_CAP = 1 << 20
 """The most bytes that one reply of a program may have."""
@@ -39,8 +42,10 @@ class _Stop(BaseException):
 
 def main() -> None:
     """Read jobs as JSON lines on standard input, write {"pid"} and then the verdict of each to standard output."""
-    guest.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
-    guest.prctl(4, 0)  # PR_SET_DUMPABLE: a program of the same user may not read this memory or these pipes
+    limits.prctl(limits.PR_SET_CHILD_SUBREAPER, 1)
+    # A program of the same user may not read this process's memory, nor open its pipes in /proc.
+    limits.prctl(limits.PR_SET_DUMPABLE, 0)
+    warnings.simplefilter("ignore")
     out = os.fdopen(os.dup(1), "w", buffering=1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
@@ -51,6 +56,9 @@ def main() -> None:
 def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
     """One job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap"} -> its verdict."""
     begin = time.monotonic()
+    unparsable = _unparsable(job["program"])
+    if unparsable:
+        return {"passed": False, "reason": unparsable, "seconds": time.monotonic() - begin}
     folder = tempfile.mkdtemp(prefix="fuse-bench-")
     try:
         if job["user"] is not None:
@@ -73,6 +81,15 @@ def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
     return {"passed": passed, "reason": reason, "seconds": time.monotonic() - begin}
 
 
+def _unparsable(program: str) -> str | None:
+    """Why a program is none, in the words of its own process, which need not be started to say it."""
+    try:
+        compile(program, "<program>", "exec")
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        return f"raised: {type(error).__name__}: {_short(error)}"
+    return None
+
+
 def _verdict(said: bytes | None, token: str) -> tuple[bool, str]:
     if said is None:
         return False, "timeout"
@@ -85,12 +102,26 @@ def _verdict(said: bytes | None, token: str) -> tuple[bool, str]:
 def _start(job: dict[str, Any], folder: str) -> "subprocess.Popen[bytes]":
     source = Path(guest.__file__).read_text() + "\nmain()\n"
     user: dict[str, Any] = {}
+
+    def confine() -> None:
+        limits.die_with_parent()
+        limits.give_up_rights()
+        limits.set_limits(job["memory_mb"], int(job["timeout"]) + 1, files=32, processes=16)
+
     if job["user"] is not None:
         user = {"user": job["user"], "group": job["user"], "extra_groups": []}
     command = [*job["wrap"], sys.executable, "-I", "-S", "-c", source]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=folder, env={}, start_new_session=True, **user
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env={},
+        start_new_session=True,
+        preexec_fn=confine,
+        **user,
     )
 
 
@@ -136,19 +167,17 @@ def _children() -> list[int]:
 
 
 def _kill(pid: int, kill: Callable[[int, int], None]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _tester(job: dict[str, Any], program: "subprocess.Popen[bytes]", send: int, token: str) -> NoReturn:
     """The forked process: run the tests against the program, write the token and the outcome, and end."""
     try:
         os.setsid()
-        guest.die_with_parent()
+        limits.die_with_parent()
         # The test is the task's own code; its limits are there because it compares what the program returned.
-        guest.set_limits(max(job["memory_mb"], 256), int(job["timeout"]) + 2, files=256, processes=4096)
+        limits.set_limits(max(job["memory_mb"], 256), int(job["timeout"]) + 2, files=64)
         sys.set_int_max_str_digits(0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)
         reason = _outcome(job, program)
@@ -217,12 +246,12 @@ class _Caller:
     """Calls functions of the program in its own process."""
 
     def __init__(self, program: "subprocess.Popen[bytes]", job: dict[str, Any]) -> None:
-        self.program, self.job = program, job
+        self.program, self.source = program, job["program"]
         self.stopped: str | None = None
 
     def ready(self) -> list[str]:
         """Hand over the program and wait for its definitions; the names that it says it defines."""
-        self._send({"program": self.job["program"], "memory_mb": self.job["memory_mb"], "cpu_s": self._cpu_s()})
+        self._send({"program": self.source})
         reply = self._receive()
         if "error" in reply:
             raise self._stop(f"raised: {_text(reply['error'])}")
@@ -234,7 +263,10 @@ class _Caller:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
-                wire = {"args": list(map(guest.encode, args)), "kwargs": {k: guest.encode(v) for k, v in kwargs.items()}}
+                wire = {
+                    "args": list(map(guest.encode, args)),
+                    "kwargs": {k: guest.encode(v) for k, v in kwargs.items()},
+                }
             except TypeError as error:
                 raise self._stop(f"test error: {error}") from None
             self._send({"call": name, **wire})
@@ -242,7 +274,9 @@ class _Caller:
             if "error" in reply:
                 raise _error(reply["error"])
             if "unsendable" in reply:
-                raise self._stop(f"failed: returned a value of type {str(reply['unsendable'])[:100]}, which is not plain")
+                raise self._stop(
+                    f"failed: returned a value of type {str(reply['unsendable'])[:100]}, which is not plain"
+                )
             try:
                 return guest.decode(reply["value"])
             except (KeyError, TypeError, ValueError, RecursionError):
@@ -255,13 +289,10 @@ class _Caller:
         self.stopped = self.stopped or reason
         return _Stop(reason)
 
-    def _cpu_s(self) -> int:
-        return int(self.job["timeout"]) + 1
-
     def _send(self, message: dict[str, Any]) -> None:
         pipe = _open(self.program.stdin)
         try:
-            pipe.write(json.dumps(message).encode() + b"\n")
+            pipe.write(marshal.dumps(message))
             pipe.flush()
         except (BrokenPipeError, ValueError):
             raise self._stop("ended: the program ended before the tests did") from None
@@ -273,8 +304,8 @@ class _Caller:
         if not line.endswith(b"\n"):
             raise self._stop("ended: the program ended before the tests did")
         try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError):
+            reply = ast.literal_eval(line.decode())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             reply = None
         if not isinstance(reply, dict):
             raise self._stop("failed: a malformed reply")

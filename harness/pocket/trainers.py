@@ -1,0 +1,173 @@
+"""Training the pocket world's models with fusion/train.py, which is imported only when there is something to train."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fusion.params import param
+
+from . import mixtures
+from .item import Document
+from .texts import documents
+
+if TYPE_CHECKING:
+    from fusion.train import Settings
+
+Progress = Callable[[int, int], None]  # (done, total)
+SizeName = Literal["pocket", "tiny"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of the world: models, vocabularies, and the steps that bring each model where it should be."""
+
+    llama: Mapping[str, int]
+    teacher: Mapping[str, int]
+    vocabulary: int
+    teacher_vocabulary: int
+    base_steps: int
+    specialist_steps: int
+    teacher_steps: int
+    batch_size: int
+    context: int
+    learning_rate: float
+    specialist_learning_rate: float
+
+
+SIZES: dict[str, Size] = {
+    "pocket": Size(
+        llama={"width": 128, "layers": 4, "heads": 4, "context": 256},
+        teacher={"width": 128, "layers": 4, "heads": 4, "context": 256},
+        vocabulary=640,
+        teacher_vocabulary=900,
+        base_steps=700,
+        specialist_steps=250,
+        teacher_steps=700,
+        batch_size=8,
+        context=128,
+        learning_rate=2e-3,
+        specialist_learning_rate=1e-3,
+    ),
+    "tiny": Size(
+        llama={"width": 64, "layers": 2, "heads": 2, "context": 256},
+        teacher={"width": 64, "layers": 2, "heads": 2, "context": 256},
+        vocabulary=400,
+        teacher_vocabulary=480,
+        base_steps=200,
+        specialist_steps=80,
+        teacher_steps=200,
+        batch_size=8,
+        context=128,
+        learning_rate=4e-3,
+        specialist_learning_rate=2e-3,
+    ),
+}
+DOCUMENTS_A_ROW = 5  # a few more than fit
+TOKENIZER_TEXTS = 6000
+SIZE_HELP = "pocket: the quickstart's models (0.9 M parameters); tiny: the tests' (0.1 M), trained in seconds"
+STEPS_HELP = "training steps; left out: what the size has been tuned for"
+
+
+@dataclass(frozen=True)
+class BaseParams:
+    size: SizeName = param("pocket", help=SIZE_HELP)
+    steps: int | None = param(None, low=1, help=STEPS_HELP)
+
+
+@dataclass(frozen=True)
+class SpecialistParams:
+    skill: mixtures.Skill = param(help="what it is trained on")
+    replay: float = param(0.3, low=0.0, high=1.0, help="share of its documents that come from the other skills")
+    size: SizeName = param("pocket", help=SIZE_HELP)
+    steps: int | None = param(None, low=1, help=STEPS_HELP)
+
+
+@dataclass(frozen=True)
+class TeacherParams:
+    architecture: Literal["gpt_neox", "gpt2"] = param("gpt_neox", help="another architecture than the base's (llama)")
+    size: SizeName = param("pocket", help=SIZE_HELP)
+    steps: int | None = param(None, low=1, help=STEPS_HELP)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A training: who reads what, for how long."""
+
+    who: str
+    groups: Mapping[str, float]
+    steps: int
+    learning_rate: float
+    size: Size
+    seed: int
+
+    def documents(self) -> list[Document]:
+        """Enough that no question of the algorithmic tasks is drawn to be read twice."""
+        count = self.steps * self.size.batch_size * DOCUMENTS_A_ROW
+        return documents(mixtures.shares(self.groups), count, random.Random(f"{self.who} {self.seed}"))
+
+    def settings(self) -> "Settings":
+        from fusion.train import Settings
+
+        return Settings(
+            steps=self.steps,
+            batch_size=self.size.batch_size,
+            learning_rate=self.learning_rate,
+            context=self.size.context,
+            seed=self.seed,
+            loss="answers",
+        )
+
+
+def base(
+    params: BaseParams, parent: Path | None, seed: int, out: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """A Llama from random weights, with a tokenizer of its own."""
+    size = SIZES[params.size]
+    course = Course("base", mixtures.BASE, params.steps or size.base_steps, size.learning_rate, size, seed)
+    return _start("llama", size.llama, size.vocabulary, course, out, scratch, progress)
+
+
+def teacher(
+    params: TeacherParams, parent: Path | None, seed: int, out: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """A model of another architecture and tokenizer: the kind that weights cannot be merged with."""
+    size = SIZES[params.size]
+    who = f"teacher {params.architecture}"
+    course = Course(who, mixtures.TEACHER, params.steps or size.teacher_steps, size.learning_rate, size, seed)
+    return _start(params.architecture, size.teacher, size.teacher_vocabulary, course, out, scratch, progress)
+
+
+def _start(
+    architecture: str,
+    sizes: Mapping[str, int],
+    vocabulary: int,
+    course: Course,
+    out: Path,
+    scratch: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from fusion import train
+
+    texts = course.documents()
+    tokenizer = train.train_tokenizer([text["prompt"] + text["answer"] for text in texts[:TOKENIZER_TEXTS]], vocabulary)
+    model = train.new_model(architecture, sizes, tokenizer, course.seed)
+    return train.train(model, tokenizer, texts, course.settings(), out, scratch, progress)
+
+
+def specialist(
+    params: SpecialistParams, parent: Path | None, seed: int, out: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """Its parent, trained further on one skill and a replay of the others."""
+    import transformers
+
+    from fusion import train
+
+    size = SIZES[params.size]
+    groups = mixtures.specialist(params.skill, params.replay)
+    steps = params.steps or size.specialist_steps
+    course = Course(f"specialist {params.skill}", groups, steps, size.specialist_learning_rate, size, seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(parent)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(parent)
+    return train.train(model, tokenizer, course.documents(), course.settings(), out, scratch, progress)
