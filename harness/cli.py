@@ -16,7 +16,7 @@ from harness.errors import FuseBenchError
 if TYPE_CHECKING:
     from harness.run import Options
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FUSE_BENCH", "max_content_width": 100}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")
 out_option = click.option(
@@ -26,7 +26,7 @@ store_option = click.option(
     "--store",
     type=click.Path(path_type=Path),
     default=None,
-    help="The store of everything computed.  [default: ~/.cache/fuse-bench]",
+    help="The store of everything computed.  [default: $FUSE_BENCH_STORE, or ~/.cache/fuse-bench]",
 )
 
 
@@ -292,8 +292,9 @@ def _options(out: Path, store: Path | None, slots: int | None, progress: str) ->
 
 
 def _store(given: Path | None) -> Path:
+    """The store: as given, else FUSE_BENCH_STORE, else in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return given or cache / "fuse-bench"
+    return given or Path(os.environ.get("FUSE_BENCH_STORE") or cache / "fuse-bench")
 
 
 def _json(value: Any) -> None:

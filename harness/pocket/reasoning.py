@@ -42,7 +42,7 @@ def object_counting(rng: random.Random) -> Item:
 
 def word_sorting(rng: random.Random) -> Item:
     """Two to four words in alphabetical order."""
-    words = rng.sample(WORDS, rng.choice((2, 3, 3, 4)))
+    words = rng.sample(WORDS, rng.choice((2, 2, 3, 4)))
     ordered = sorted(words)
     other = ordered[1:] + ordered[:1]
     return _item(f"{SORT} {' '.join(words)}", " ".join(ordered), " ".join(other), " ".join(ordered))

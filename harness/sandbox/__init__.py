@@ -13,10 +13,11 @@ rlimits   A program has a fresh `python -I -S` process and session, no environme
           never in the program's process. So none of these passes or lingers: `sys.exit(0)`, `os._exit(0)`, printing,
           reading its source, argv or frames, objects that equal everything, an endless loop, a fork bomb, a flood.
           What remains: the program sees the network and the host's files, as far as the user it runs as may read or
-          write them. Without root that is your own user: such a program can also signal your processes, may start no
-          process at all once you own more than the limit, and on a system without Linux's prctl could read the
-          tester's memory. It can fill a disk with many small files until its time is up. Run nothing here that you
-          would fear from a careless script; that is what the stronger levels are for.
+          write them, and can fill a disk with many small files until its time is up. Where no other user can be had
+          that user is you: it can then also signal your processes, the bench among them (a program whose supervisor
+          dies has failed), may start no process once you own more than the limit, and where the system allows tracing
+          could change the bench's memory, though not the tester's. Run nothing here that you would fear from a
+          careless script; that is what stronger levels are for.
 
 A test must compare plain values: None, bool, numbers, str, bytes and lists, tuples, sets and dicts of them (subclasses
 arrive as the plain type). Changes that a function makes to its arguments are not seen by the test.
@@ -28,9 +29,11 @@ import json
 import os
 import queue
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -144,20 +147,31 @@ class _Supervisor:
 
     def __init__(self, level: Level) -> None:
         self.level = level
+        # Not the supervisor's own: it may be killed before it clears up. A user without rights must get through it.
+        self.folder = tempfile.mkdtemp(prefix="fuse-bench-")
+        os.chmod(self.folder, 0o711)
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, program: Program, settings: SandboxSettings) -> Verdict:
-        process = self.process = self.process or _launch()
         job = asdict(program) | {"timeout": settings.timeout, "memory_mb": settings.memory_mb}
-        job |= {"wrap": list(self.level.wrap), "user": _own_user()}
+        job |= {"wrap": list(self.level.wrap), "user": _own_user(), "folder": self.folder}
         begin = time.monotonic()
-        said = _converse(process, json.dumps(job), begin + settings.timeout + GRACE_S)
-        if said is not None:
-            return Verdict(**said)
-        self.close()
+        # Twice, because another program may have ended this one's supervisor.
+        for _ in range(2):
+            self.process = self.process or _launch()
+            said = _converse(self.process, json.dumps(job), time.monotonic() + settings.timeout + GRACE_S)
+            if said is not None and "fault" in said:
+                raise SandboxError(f"a program could not be started: {said['fault']}")
+            if said is not None:
+                return Verdict(**said)
+            self.end()
         return Verdict(False, "failed: it ended the process that watches it", time.monotonic() - begin)
 
     def close(self) -> None:
+        self.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end(self) -> None:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

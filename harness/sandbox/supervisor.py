@@ -41,7 +41,10 @@ class _Stop(BaseException):
 
 
 def main() -> None:
-    """Read jobs as JSON lines on standard input, write {"pid"} and then the verdict of each to standard output."""
+    """Read jobs as JSON lines on standard input, write {"pid"} and then the verdict of each to standard output.
+
+    A job that could not be started gives {"fault"}: that is no verdict on the program.
+    """
     limits.prctl(limits.PR_SET_CHILD_SUBREAPER, 1)
     # A program of the same user may not read this process's memory, nor open its pipes in /proc.
     limits.prctl(limits.PR_SET_DUMPABLE, 0)
@@ -50,16 +53,23 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line), lambda pid: print(json.dumps({"pid": pid}), file=out))), file=out)
+        try:
+            said = run(json.loads(line), lambda pid: print(json.dumps({"pid": pid}), file=out))
+        except (OSError, subprocess.SubprocessError) as error:
+            said = {"fault": f"{type(error).__name__}: {error}"}
+        print(json.dumps(said), file=out)
 
 
 def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
-    """One job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap"} -> its verdict."""
+    """One job -> its verdict.
+
+    job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap", "folder"}
+    """
     begin = time.monotonic()
     unparsable = _unparsable(job["program"])
     if unparsable:
         return {"passed": False, "reason": unparsable, "seconds": time.monotonic() - begin}
-    folder = tempfile.mkdtemp(prefix="fuse-bench-")
+    folder = tempfile.mkdtemp(dir=job["folder"])
     try:
         if job["user"] is not None:
             os.chown(folder, job["user"], job["user"])

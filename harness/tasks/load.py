@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,9 @@ def _load(path: Path, signature: tuple[tuple[str, int, int], ...], trust: bool) 
     kind = _kind(definition)
     _refuse_leaks(definition)
     rows.check(definition, rows.CODE_FIELDS if kind == "code" else ())
-    with quiet(), contextlib.nullcontext() if definition.remote else offline():
-        task = _build(definition, _config(definition, kind))
+    config = _config(definition, kind)
+    with quiet(), contextlib.nullcontext() if definition.remote else _in_memory(config):
+        task = _build(definition, config)
         docs = [dict(doc) for doc in task.eval_docs]
     # lm-eval asks for the documents several times a call, and would decode the whole split each time.
     setattr(task, "test_docs" if task.has_test_docs() else "validation_docs", lambda: docs)
@@ -145,6 +147,18 @@ def offline() -> Iterator[None]:
             place.__dict__["HF_HUB_OFFLINE"] = value
 
 
+@contextlib.contextmanager
+def _in_memory(config: dict[str, Any]) -> Iterator[None]:
+    """Load local data without the network and without leaving a converted copy in the user's cache."""
+    with offline(), tempfile.TemporaryDirectory(prefix="fuse-bench-data-") as folder:
+        if "custom_dataset" not in config:
+            config["dataset_kwargs"] = (config.get("dataset_kwargs") or {}) | {
+                "cache_dir": folder,
+                "keep_in_memory": True,
+            }
+        yield
+
+
 def _kind(definition: Definition) -> str:
     config, metadata = definition.config, definition.config.get("metadata") or {}
     output = config.get("output_type", "generate_until")
@@ -186,8 +200,6 @@ def _config(definition: Definition, kind: str) -> dict[str, Any]:
     for key in ("dataset_path", "dataset_kwargs"):
         if key in definition.config:
             config[key] = definition.config[key]
-    if isinstance(config.get("dataset_kwargs"), dict):
-        config["dataset_kwargs"] = dict(config["dataset_kwargs"])
     if kind == "code":
         # The sandbox scores it: lm-eval must neither run programs nor fetch metric code.
         config |= {"unsafe_code": False, "metric_list": [_BYPASS], "filter_list": None, "process_results": None}

@@ -28,11 +28,11 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     made = {}
-    for name, architecture, size, steps in [("target", "llama", 280, 4), ("teacher", "gpt_neox", 266, 60)]:
+    for name, architecture, size, steps in [("target", "llama", 282, 4), ("teacher", "gpt_neox", 278, 100)]:
         folder = tmp_path_factory.mktemp(name)
         tokenizer = train.train_tokenizer([corpus.text_of(document) for document in DOCUMENTS], size)
-        model = train.new_model(architecture, {"width": 16, "layers": 1, "heads": 2, "context": 32}, tokenizer, 1)
-        settings = train.Settings(steps=steps, batch_size=4, learning_rate=0.02, context=32)
+        model = train.new_model(architecture, {"width": 32, "layers": 1, "heads": 2, "context": 32}, tokenizer, 1)
+        settings = train.Settings(steps=steps, batch_size=4, learning_rate=0.01, context=32, loss="answers")
         train.train(
             model, tokenizer, DOCUMENTS, settings, folder / "model", folder / "scratch", lambda done, total: None
         )
@@ -65,22 +65,28 @@ def test_with_lambda_1_a_fusion_is_its_control_bit_for_bit(models, tmp_path: Pat
     assert weights(tmp_path / "other") != weights(tmp_path / "clm")
 
 
-def test_distillation_alone_teaches_what_the_text_has_wrong(models, tmp_path: Path) -> None:
-    wrong = [{**document, "answer": " red red."} for document in DOCUMENTS]
-    more = {"lambda": 0.0, "self": False, "steps": 40, "fallback": "drop"}
-    mixed = DOCUMENTS + wrong
-    run("fusellm", models, tmp_path / "fused", mixed, **more)
-    run("clm", models, tmp_path / "clm", mixed, steps=40)
-    losses = {}
-    for name in ("fused", "clm"):
-        model, tokenizer = teachers.load(tmp_path / name / "out")
-        tokens = corpus.encode(tokenizer, DOCUMENTS)
-        rows = corpus.make_rows(tokens, 32, "answers", 4, 0, tokenizer.pad_token_id, about=lambda index: {})
-        batch = rows(range(4))
+def first_words_right(model: Path) -> float:
+    """Share of the prompts after which the model's first token is the right one."""
+    live, tokenizer = teachers.load(model)
+    right = 0
+    for document in DOCUMENTS:
+        tokens = corpus.encode(tokenizer, [document])
+        first = int(tokens.answer.argmax())
         with torch.inference_mode():
-            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        losses[name] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1)[batch["at"]], batch["target"]))
-    assert losses["fused"] < losses["clm"]
+            logits = live(torch.tensor(tokens.ids[None, :first].astype("int64"))).logits
+        right += int(logits[0, -1].argmax()) == tokens.ids[first]
+    return right / len(DOCUMENTS)
+
+
+def test_a_teacher_corrects_a_text_whose_answers_are_wrong(models, tmp_path: Path) -> None:
+    other = {"one": "two", "two": "three", "three": "one"}
+    wrong = [{"prompt": f"{a} and {b} is", "answer": f" {other[b]} {a}."} for a, b in PAIRS]
+    alone = {"lambda": 0.0, "self": False, "fallback": "drop", "steps": 60}
+    run("fusellm", models, tmp_path / "fused", wrong, **alone)
+    run("clm", models, tmp_path / "clm", wrong, steps=60)
+    assert first_words_right(models["teacher"]) == 1
+    assert first_words_right(tmp_path / "clm" / "out") < 0.5
+    assert first_words_right(tmp_path / "fused" / "out") > 0.8
 
 
 @pytest.mark.parametrize("fusion", ["min_ce", "avg_ce"])
@@ -118,8 +124,8 @@ def test_what_cannot_be_fused_is_refused(models, tmp_path: Path) -> None:
     params = build(builder.Params, fill(builder.Params, TINY)[0])
     with pytest.raises(RecipeError, match="at least one teacher"):
         builder.run(params, {"target": models["target"]}, DOCUMENTS, 0, tmp_path, tmp_path, lambda done, total: None)
-    with pytest.raises(RecipeError, match="the target has only 280 tokens"):
-        run("fusellm", models, tmp_path, top_k=280)
+    with pytest.raises(RecipeError, match="the target has only 282 tokens"):
+        run("fusellm", models, tmp_path, top_k=282)
 
 
 def test_the_table() -> None:

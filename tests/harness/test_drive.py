@@ -118,7 +118,9 @@ def test_killed_anywhere_a_second_run_ends_with_the_same_results(tmp_path, undis
     """Workers and driver all kill themselves at the moment, whichever reaches it."""
     run_toy(tmp_path, f"{moment}:{time}")
     committed = {path.name for path in (tmp_path / "store" / "objects").glob("*/*")}
-    worked_before = Counter((tmp_path / "done.txt").read_text().split()) if (tmp_path / "done.txt").exists() else Counter()
+    worked_before = (
+        Counter((tmp_path / "done.txt").read_text().split()) if (tmp_path / "done.txt").exists() else Counter()
+    )
     second = run_toy(tmp_path)
     assert second.returncode == 0, second.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == undisturbed

@@ -1,6 +1,7 @@
 """Right programs pass, wrong ones fail, hostile ones neither pass nor outlive their limit."""
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -139,32 +140,37 @@ def f(x):
         except FileNotFoundError:
             pass
 """,
+    "kills its supervisor": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
     "deep nesting": "def f(x):\n    value = []\n    for _ in range(100000):\n        value = [value]\n    return value",
 }
 
 
 @pytest.mark.parametrize("level", [name for name, why in probe().items() if why is None])
-def test_no_hostile_program_passes_or_outlives_its_limit(level: str) -> None:
+def test_no_hostile_program_passes_or_outlives_its_limit(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = time.monotonic()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     verdicts = run_many([Program(text, TEST) for text in HOSTILE.values()], SandboxSettings(level, 1.0, 256))
     passed = [name for name, verdict in zip(HOSTILE, verdicts, strict=True) if verdict.passed]
     assert passed == []
     late = {name: v.seconds for name, v in zip(HOSTILE, verdicts, strict=True) if v.seconds > QUICK.timeout + 2}
     assert late == {}
     assert time.monotonic() - begin < len(HOSTILE) * (QUICK.timeout + 2)
-    assert not _sleepers(), "a process of a program is still there"
+    assert list(tmp_path.iterdir()) == [], "something is left on the disk"
+    assert _inside(tmp_path) == [], "a process of a program is still there"
 
 
-def _sleepers() -> list[str]:
-    """Processes that run a program's bootstrap."""
+def _inside(folder: Path) -> list[str]:
+    """Processes whose working folder is, or was until it was removed, in `folder`."""
     found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+    for place in Path("/proc").glob("[0-9]*"):
         try:
-            line = place.read_bytes()
+            where = os.readlink(place / "cwd")
         except OSError:
             continue
-        if b"The process that a generated program runs in" in line:
-            found.append(place.parent.name)
+        if where.startswith(str(folder)):
+            found.append(place.name)
     return found
 
 
@@ -225,8 +231,8 @@ def test_programs_have_no_environment_and_an_empty_folder_that_is_removed(
     test = "folder, environment = f()\nassert 'SECRET_OF_THE_BENCH' not in environment\nassert False, folder"
     reason = run_python(program, test).reason
     folder = reason.removeprefix("failed: ")
-    assert Path(folder).name.startswith("fuse-bench-")
-    assert not os.path.exists(folder)
+    assert Path(folder).parent.name.startswith("fuse-bench-")
+    assert not Path(folder).parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -257,6 +263,12 @@ def test_levels() -> None:
     assert choose("rlimits") in LEVELS
     with pytest.raises(SandboxError, match="unknown sandbox level 'docker'; known: any, rlimits"):
         choose("docker")
+
+
+def test_a_program_that_cannot_be_started_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEVELS, "broken", sandbox.Level(wrap=("/absent/command",), missing=lambda: None))
+    with pytest.raises(SandboxError, match="a program could not be started: FileNotFoundError"):
+        run_many([Program(RIGHT, TEST)], SandboxSettings("broken"))
 
 
 def test_a_level_that_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

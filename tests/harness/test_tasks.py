@@ -38,7 +38,7 @@ doc_to_text: "{{{{question}}}}"
 doc_to_target: answer
 generation_kwargs: {{until: ["\\n"], max_gen_toks: 6, do_sample: false}}
 filter_list:
-  - {{name: first-letter, filter: [{{function: regex, regex_pattern: "([a-z])"}}, {{function: take_first}}]}}
+  - {{name: first-sign, filter: [{{function: regex, regex_pattern: '([^ ])'}}, {{function: take_first}}]}}
   - {{name: raw, filter: [{{function: take_first}}]}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 metadata: {{version: 1.0, chance: 0.1}}
@@ -103,7 +103,7 @@ def test_describe_generation_and_code(tmp_path: Path) -> None:
     task = describe_one(write_task(tmp_path, "word", GENERATE, QUESTIONS))
     assert (task.kind, task.metric, task.also, task.chance) == (
         "generate",
-        "exact_match,first-letter",
+        "exact_match,first-sign",
         ("exact_match,raw",),
         0.1,
     )

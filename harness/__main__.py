@@ -1,0 +1,5 @@
+"""`python -m harness` is `fuse-bench`."""
+
+from harness.cli import main
+
+main()
