@@ -18,17 +18,19 @@ LEGEND = {
     "#": "rank: 1 + the models that are certainly better (paired tests over all pairs, Holm-corrected, alpha .05); "
     "= marks a shared rank",
     "kind": "source and trained models are what candidates are made of; merged, fused and ensemble are candidates; "
-    "a control is a candidate that exists to be beaten",
+    "a control is a candidate that exists to be beaten; † is the point of a sweep that is best on dev items",
     "overall": "mean over groups of the mean over tasks, in percent, with its 95 % interval "
     "(for reading: ranks and gains are decided by paired differences)",
     "gain": "score minus that of the parent that is best on dev items (without a dev split: of every parent), in "
-    "points, paired on test items; * : p < .05 after Holm over all candidates",
+    "points, paired on test items; of a fusion, over its control, and of a control, over the model it continues; "
+    "* : p < .05 after Holm over all candidates",
     "mean, base, control, target": "gains over the parents' mean, the base, the control trained alike, and the model "
     "that was fused into",
     "kinship": "how related a candidate's parents are, mean over pairs, by each measure",
     "time, memory": "to build and to evaluate; the peak, of the accelerator where one was used",
     "chance": "what guessing scores; n: how many items",
 }
+CHOSEN = "†"
 CAUTION = "The best of many candidates looks better than it is: its score was picked for being high."
 
 
@@ -50,13 +52,20 @@ class Row:
         return number(self.entry, *path)
 
     @property
+    def headline(self) -> str:
+        """The gain that answers whether it was worth building."""
+        return headline(self.entry)
+
+    @property
     def certain(self) -> bool:
-        """Whether its gain over the best parent holds after Holm."""
+        """Whether its headline gain, or loss, holds after Holm."""
         return self.p_holm is not None and self.p_holm < ALPHA
 
     @property
     def label(self) -> str:
-        return "control" if self.control else self.kind
+        """The kind, with a mark on the point of a sweep that dev items chose."""
+        chosen = (self.entry.get("sweep") or {}).get("chosen") is True
+        return ("control" if self.control else self.kind) + (CHOSEN if chosen else "")
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,14 @@ def board(results: Mapping[str, Any]) -> Board:
     )
 
 
+def headline(entry: Mapping[str, Any]) -> str:
+    """Which gain counts: over the best parent; of a fusion, over its control; of a control, over what it continues."""
+    gain = entry.get("gain") or {}
+    if entry.get("control") is True and "target" in gain:
+        return "target"
+    return "control" if "control" in gain else "best"
+
+
 def number(entry: Any, *path: str) -> float | None:
     """The finite number at a path of nested mappings, or None."""
     for key in path:
@@ -122,7 +139,8 @@ def number(entry: Any, *path: str) -> float | None:
 
 
 def _holm_over_candidates(models: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    found = [(name, p) for name, entry in models.items() if (p := number(entry, "gain", "best", "p")) is not None]
+    gains = {name: number(entry, "gain", headline(entry), "p") for name, entry in models.items()}
+    found = [(name, p) for name, p in gains.items() if p is not None]
     return dict(zip([name for name, _ in found], holm([p for _, p in found]), strict=True))
 
 

@@ -6,6 +6,7 @@ FuseBenchError         1
 ├── TaskError          2   a task that cannot be scored: no data, a missing field, an unknown name
 ├── StoreError         1   the store or run folder cannot be written, or an object in it is damaged
 ├── SandboxError       1   generated programs cannot be run as safely as asked
+├── TrackError         1   MLflow did not take the results (`track.py`); `run` makes a warning of it
 └── Interrupted      130   Ctrl-C
 
 `fusion.errors.FusionError` is the engine's; the command line shows it alike, with exit code 2.

@@ -100,20 +100,20 @@ def _leader(found: Board) -> str:
 
 def _gained(found: Board) -> str:
     """How many candidates certainly beat what they were made of; controls do not count as candidates here."""
-    tried = [row for row in found.rows if not row.control and row.number("gain", "best", "value") is not None]
-    ahead = sum(row.certain and (row.number("gain", "best", "value") or 0) > 0 for row in tried)
+    tried = [row for row in found.rows if not row.control and row.number("gain", row.headline, "value") is not None]
+    ahead = sum(row.certain and (row.number("gain", row.headline, "value") or 0) > 0 for row in tried)
     if not tried:
         return ""
-    are, made = ("is", "it was") if ahead == 1 else ("are", "they were")
+    are, its = ("is", "its") if ahead < 2 else ("are", "their")
     count = f"{ahead} of {_count(len(tried), 'candidate')} {are}" if ahead else "No candidate is"
-    return f"{count} certainly better than the best model {made if ahead else 'it was'} made of."
+    return f"{count} certainly better than {its} best parent or, where fused, {its} control."
 
 
 def _table_models(found: Board) -> str:
     if not found.rows:
         return '<p class="lead">No model has a score.</p>'
     scale = _score_scale(found.rows)
-    reach = _reach(found.rows, ["best"])
+    reach = max((_reach([row], [row.headline]) for row in found.rows), default=0.01)
     head = [_th("#", LEGEND["#"]), _th("model", left=True), _th("overall", LEGEND["overall"], left=True)]
     head += [_th(_e(group)) for group in found.groups]
     head += [_th("gain", LEGEND["gain"], left=True)] if found.gains else []
@@ -123,7 +123,7 @@ def _table_models(found: Board) -> str:
     for row in found.rows:
         cells = [_rank(row), _model(row), _overall(row, scale)]
         cells += [_score(row, group) for group in found.groups]
-        cells += [_gain(row, "best", reach)] if found.gains else []
+        cells += [_gain(row, row.headline, reach)] if found.gains else []
         cells += [_kinship_cell(row, measure) for measure in found.measures]
         cells += _cost(row)
         lines.append(_tr(row, cells))
@@ -310,9 +310,9 @@ def _gain(row: Row, gain: str, reach: float) -> str:
         return '<td class="none plot">–</td>'
     against = plain(((row.entry.get("gain") or {}).get(gain) or {}).get("against") or gain)
     about = f"against {against}" + (f", p = {p:.2g}" if p is not None else "")
-    if gain == "best" and row.p_holm is not None:
+    if gain == row.headline and row.p_holm is not None:
         about += f", after Holm {row.p_holm:.2g}"
-    star = '<span class="star">*</span>' if gain == "best" and row.certain else '<span class="star"></span>'
+    star = '<span class="star">*</span>' if gain == row.headline and row.certain else '<span class="star"></span>'
     if low is not None and high is not None:
         about += f", 95 % interval {points(low)} to {points(high)}"
     text = f'<span class="with">{_signed(value)}{star}</span>'

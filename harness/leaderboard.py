@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from harness import html
 from harness.board import (
     CAUTION,
+    CHOSEN,
     COSTS,
     LEGEND,
     Board,
@@ -120,10 +121,10 @@ def _overall(row: Row) -> str:
 
 
 def _gain_short(row: Row) -> str:
-    value = row.number("gain", "best", "value")
+    value = row.number("gain", row.headline, "value")
     if value is None:
         return ""
-    return f"{points(value)} {half_width(row.entry, 'gain', 'best')}".rstrip() + ("*" if row.certain else " ")
+    return f"{points(value)} {half_width(row.entry, 'gain', row.headline)}".rstrip() + ("*" if row.certain else " ")
 
 
 def _gain_full(row: Row, gain: str) -> str:
@@ -131,7 +132,7 @@ def _gain_full(row: Row, gain: str) -> str:
     if value is None:
         return ""
     span = "" if low is None or high is None else f" [{points(low)}, {points(high)}]"
-    return points(value) + span + (("*" if row.certain else " ") if gain == "best" else "")
+    return points(value) + span + (("*" if row.certain else " ") if gain == row.headline else "")
 
 
 def _column(found: Board, title: str, cell: Callable[[Row], str], left: bool = False) -> _Column:
@@ -154,7 +155,7 @@ def _wide(found: Board, escape: Callable[[object], str]) -> list[_Column]:
         *_groups(found, escape),
     ]
     for gain in found.gains:
-        title = "gain" if gain == "best" else f"vs {gain}"
+        title = "vs best parent" if gain == "best" else f"vs {gain}"
         columns.append(_column(found, title, lambda row, g=gain: _gain_full(row, g)))  # type: ignore[misc]
     for measure in found.measures:
         columns.append(
@@ -196,7 +197,7 @@ def _fitted(found: Board, width: int) -> tuple[list[_Column], list[str]]:
 
 
 def _narrow(found: Board, cost: bool, name_width: int, short_gain: bool, titles: int) -> list[_Column]:
-    gain = (lambda row: points(row.number("gain", "best", "value"))) if short_gain else _gain_short
+    gain = (lambda row: points(row.number("gain", row.headline, "value"))) if short_gain else _gain_short
     columns = [
         _column(found, "#", _rank),
         _column(found, "model", lambda row: clipped(plain(row.name), name_width), left=True),
@@ -234,8 +235,10 @@ def _aligned(columns: Sequence[_Column]) -> list[str]:
 def _notes(found: Board, hidden: Sequence[str]) -> list[str]:
     notes = [
         "# counts the models that are certainly better (paired tests, Holm); = is a tie. ± is half the 95 % interval. "
-        "gain: points over the best parent; * is p < .05 after Holm."
+        "gain: points over the best parent, of a fusion over its control; * is p < .05 after Holm."
     ]
+    if any(row.label.endswith(CHOSEN) for row in found.rows):
+        notes[0] += f" {CHOSEN} is best of its sweep on dev."
     if hidden:
         notes.append(f"Too narrow to show: {', '.join(plain(group) for group in hidden)}.")
     notes += [f"No score: {plain(row.name)} ({plain(row.reason)})" for row in found.left_out]
@@ -299,7 +302,7 @@ def _entry(row: Row) -> dict[str, Any]:
     """A row for JSON: the model's entry and what the board made of it."""
     gain = {key: dict(value) for key, value in (row.entry.get("gain") or {}).items()}
     if row.p_holm is not None:
-        gain["best"]["p_holm"] = row.p_holm
+        gain[row.headline]["p_holm"] = row.p_holm
     place = {"rank": row.rank, "tied": row.tied, "name": row.name, "kind": row.kind, "is_control": row.control}
     rest = {key: value for key, value in row.entry.items() if key not in (*place, "gain")}
     return {**place, **rest, "gain": gain}

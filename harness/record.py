@@ -38,6 +38,7 @@ def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, 
     for name, model in suite.models.items():
         row = _describe(plan, progress, name, model)
         row.update(_scored(plan, samples, name, model, scores))
+        _add_truncated(row, plan, progress, _replicates(name, model))
         if name in ranks:
             row["rank"] = ranks[name]
         models[name] = row
@@ -313,6 +314,17 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
             if len(tasks) == len(plan.facts.groups[group.name]):
                 found[group.name] = {**_estimate(stats.of_group({group.name: arrays}, group.name)), "tasks": tasks}
     return found
+
+
+def _add_truncated(row: Mapping[str, Any], plan: Plan, progress: Progress, replicates: list[str]) -> None:
+    """Say of each task how many of its prompts did not fit the model's context, where any did not."""
+    for group, scored in row.get("scores", {}).items():
+        for task, entry in scored["tasks"].items():
+            blocks = plan.items[group][task].blocks
+            jobs = [f"generate {one} {group}/{block.name}" for one in replicates for block in blocks]
+            cut = sum(progress.done[job].result["truncated"] for job in jobs if job in progress.done)
+            if cut:
+                entry["truncated"] = cut
 
 
 def _estimate(estimate: stats.Estimate) -> dict[str, Any]:

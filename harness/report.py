@@ -230,8 +230,8 @@ def method_rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
     builds = [
         {
-            "name": b.name, "kind": b.kind, "formula": b.formula, "paper": b.paper, "roles": [role.name for role in b.roles],
-            "parameters": describe(b.Params),
+            "name": b.name, "kind": b.kind, "formula": b.formula, "paper": b.paper, "parameters": describe(b.Params),
+            "roles": [role.name for role in b.roles],
         }
         for b in BUILDERS.values()
     ]  # fmt: skip

@@ -25,7 +25,8 @@ candidates:
   arithmetic: {method: task_arithmetic, base: base, models: {reasoner: 1, scholar: 1, coder: 0.5}, lambda: 0.4}
   ties: {method: ties, base: base, models: [reasoner, scholar, coder], density: {sweep: [0.3, 0.6]}}
   slerp: {method: slerp, models: [average, coder]}
-  fused: {method: fusellm, target: base, teachers: [teacher], corpus: pocket/noisy, lambda: 0.5, steps: 10, seeds: [1, 2]}
+  fused:
+    {method: fusellm, target: base, teachers: [teacher], corpus: pocket/noisy, lambda: 0.5, steps: 10, seeds: [1, 2]}
 evaluate:
   bbh: {tasks: [pocket_object_counting, pocket_dyck_languages], limit: 60, batch_size: 64}
   commonsense: {tasks: [pocket_goals], limit: 60, batch_size: 64}

@@ -15,7 +15,7 @@ from functools import cache
 
 from .item import Document, Item
 
-THINGS = 96
+THINGS = 84
 MATERIALS = ("glass", "wood", "iron", "ice", "paper", "rubber")
 SITUATIONS = {  # what happens to each material, in the order of MATERIALS
     "falls on the floor": ("It breaks.", "It thuds.", "It clangs.", "It breaks.", "It flutters.", "It bounces."),

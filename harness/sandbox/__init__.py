@@ -16,8 +16,9 @@ rlimits   A program has a fresh `python -I -S` process and session, no environme
           write them, and can fill a disk with many small files until its time is up. Where no other user can be had
           that user is you: it can then also signal your processes, the bench among them (a program whose supervisor
           dies has failed), may start no process once you own more than the limit, and where the system allows tracing
-          could change the bench's memory, though not the tester's. Run nothing here that you would fear from a
-          careless script; that is what stronger levels are for.
+          could change the bench's memory, though not the tester's. One that leaves its session and then ends its
+          supervisor fails, but its processes outlive the limit: only a pid namespace ends those. Run nothing here
+          that you would fear from a careless script; that is what stronger levels are for.
 
 A test must compare plain values: None, bool, numbers, str, bytes and lists, tuples, sets and dicts of them (subclasses
 arrive as the plain type). Changes that a function makes to its arguments are not seen by the test.

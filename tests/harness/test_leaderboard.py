@@ -54,7 +54,7 @@ def results() -> dict:
             ),
             "slerp": model("merged", 0.60, 1, method="slerp", gain={"best": gain(0.05, 0.03)}),
             "fused": model(
-                "fused", 0.52, 3, control="more", gain={"best": gain(-0.03, 0.9), "control": gain(0.1, 0.01)}
+                "fused", 0.52, 3, control="more", gain={"best": gain(-0.03, 0.9), "control": gain(0.1, 0.03)}
             ),
             "more": model("trained", 0.42, 5),
             "dare": {"kind": "merged", "status": "failed", "error": "worker died (signal 9)"},
@@ -163,14 +163,14 @@ def test_the_terminal_table_in_80_columns(results):
     assert leaderboard.text(results).splitlines()[:10] == [
         "quick: 6 models ranked",
         "",
-        " #  model     kind       overall   bbh  commonsense        gain  cost",
-        "──  ────────  ───────  ─────────  ────  ───────────  ──────────  ────",
-        "1=  ties      merged   62.0 ±3.5  67.0         57.0  +7.0 ±2.0*  42 s",
-        "1=  slerp     merged   60.0 ±3.5  65.0         55.0  +5.0 ±2.0   42 s",
-        "3=  reasoner  trained  55.0 ±3.5  60.0         50.0              42 s",
-        "3=  fused     fused    52.0 ±3.5  57.0         47.0  -3.0 ±2.0   42 s",
-        "5=  more      control  42.0 ±3.5  47.0         37.0              42 s",
-        "5=  base      source   40.0 ±3.5  45.0         35.0              42 s",
+        " #  model     kind       overall   bbh  commonsense         gain  cost",
+        "──  ────────  ───────  ─────────  ────  ───────────  ───────────  ────",
+        "1=  ties      merged   62.0 ±3.5  67.0         57.0   +7.0 ±2.0*  42 s",
+        "1=  slerp     merged   60.0 ±3.5  65.0         55.0   +5.0 ±2.0   42 s",
+        "3=  reasoner  trained  55.0 ±3.5  60.0         50.0               42 s",
+        "3=  fused     fused    52.0 ±3.5  57.0         47.0  +10.0 ±2.0   42 s",
+        "5=  more      control  42.0 ±3.5  47.0         37.0               42 s",
+        "5=  base      source   40.0 ±3.5  45.0         35.0               42 s",
     ]
 
 
@@ -231,7 +231,7 @@ def test_json_is_ranked_and_has_no_absent_values(results):
 def test_markdown_is_a_table_with_a_legend(results):
     lines = leaderboard.markdown(results).splitlines()
     assert lines[0] == "# quick"
-    assert lines[2].startswith("| # | model | kind | overall | bbh | commonsense | gain |")
+    assert lines[2].startswith("| # | model | kind | overall | bbh | commonsense | vs best parent |")
     assert lines[4].startswith("| 1= | ties | merged | 62.0 ±3.5 | 67.0 | 57.0 | +7.0 [+5.0, +9.0]* |")
     assert any("dare" in line and "worker died" in line for line in lines)
 
