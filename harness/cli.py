@@ -240,12 +240,14 @@ def measures(as_json: bool) -> None:
 
 
 @cli.command()
+@store_option
 @json_option
-def tasks(as_json: bool) -> None:
-    """The tasks that are shipped. Any lm-eval task file works too, by its path."""
+def tasks(store: Path | None, as_json: bool) -> None:
+    """The tasks that are shipped. lm-eval's work by their names, and any task file by its path."""
     from harness.report import print_rows, task_rows
 
-    _json(task_rows()) if as_json else print_rows(task_rows())
+    found = task_rows(_store(store))
+    _json(found) if as_json else print_rows(found)
 
 
 @cli.command()

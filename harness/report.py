@@ -247,11 +247,19 @@ def measure_rows() -> list[dict[str, Any]]:
     ]
 
 
-def task_rows() -> list[dict[str, Any]]:
-    """The shipped tasks."""
-    from harness.tasks import shipped
+def task_rows(store: Path) -> list[dict[str, Any]]:
+    """The shipped tasks, with what is scored and what guessing would score."""
+    from harness.tasks import describe, shipped
 
-    return [{"name": name, "file": path.name} for name, path in shipped().items()]
+    tasks = describe(shipped(), Path(), store / "facts").values()
+    return [
+        {
+            "name": task.name, "about": f"{task.kind}, {task.metric}, {len(task.items)} items, chance {task.chance}",
+            "metric": task.metric, "items": len(task.items), "task_kind": task.kind, "chance": task.chance,
+            "version": task.version,
+        }
+        for task in tasks
+    ]  # fmt: skip
 
 
 def suite_rows() -> list[dict[str, Any]]:
@@ -269,7 +277,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Entries with their names in front; parameters below, one a line."""
     width = max((len(str(row["name"])) for row in rows), default=0)
     for row in rows:
-        rest = [str(v) for k, v in row.items() if k not in ("name", "parameters", "kind", "roles", "base") and v]
+        rest = [str(row[key]) for key in ("about", "formula", "paper", "source", "direction", "is") if row.get(key)]
         click.echo(f"{row['name']:<{width}}  {rest[0] if rest else ''}")
         for text in rest[1:]:
             click.echo(f"{'':<{width}}  {text}")
