@@ -153,9 +153,3 @@ def _corpus(corpus: str, seed: int) -> str:
     if corpus.startswith("pocket/"):
         return f"{corpus} version {pocket.VERSION} seed {seed}"
     return file_digest(Path(corpus))
-
-
-def check_space(folder: Path, needed: int) -> tuple[int, bool]:
-    """(free bytes where a folder lies, whether `needed` bytes fit)."""
-    free = shutil.disk_usage(folder).free
-    return free, free > needed

@@ -12,7 +12,7 @@ from fusion.recipe import Recipe
 from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
-from harness.pocket import TRAINERS
+from harness.pocket import TRAINERS, recipe
 from harness.spec import Candidate, Group, Source, Suite, Trained
 from harness.store import Entry, digest_of
 
@@ -193,6 +193,7 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
             "trainer": model.trainer,
             "version": trainer.version,
             "params": model.params,
+            "recipe": recipe(model.params),
             "seed": model.seed,
             **_training(facts),
         }

@@ -73,7 +73,6 @@ class Survey:
     memory_needed: int | None
     memory: int
     gpus: int
-    skeletons: int
 
 
 def survey(path: Path, options: Options) -> Survey:
@@ -90,7 +89,7 @@ def survey(path: Path, options: Options) -> Survey:
     folders = [p.parent for p in options.out.glob(f"{suite.name}-*/plan.json")]
     run_dir = options.out / f"{suite.name}-{suite.digest[:8]}"
     states = status(planned, store, previous_plan(folders), failures(run_dir))
-    needed = needs(planned, store)
+    needed = needs(planned, store, states)
     return Survey(
         suite=suite.name,
         states=states,
@@ -99,7 +98,6 @@ def survey(path: Path, options: Options) -> Survey:
         memory_needed=needed["memory"],
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=len(planned.facts.gpus),
-        skeletons=options.slots or 1,
     )
 
 
@@ -121,8 +119,8 @@ def print_plan(found: Survey) -> None:
         mine = [s for s in found.states if s.job.kind == kind]
         cached = sum(s.state == "cached" for s in mine)
         click.echo(f"{kind:>9}: {len(mine):>5} jobs, {cached} cached")
-    disk = "not known before they are made" if found.disk_needed is None else f"about {gib(found.disk_needed)}"
-    click.echo(f"\ndisk for weights: {disk}; free in the store: {gib(found.disk_free)}")
+    disk = "not known before the first is made" if found.disk_needed is None else f"about {gib(found.disk_needed)}"
+    click.echo(f"\ndisk for weights still to be made: {disk}; free in the store: {gib(found.disk_free)}")
     if found.memory_needed is not None:
         click.echo(f"memory: {gib(found.memory_needed)} for each worker's model; this machine has {gib(found.memory)}")
     if found.disk_needed is not None and found.disk_needed > found.disk_free:

@@ -1,7 +1,7 @@
 """What a plan would do, given what the store holds: cached or pending, why, and what disk and memory it needs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ from harness.job import Job
 from harness.plan import Plan
 from harness.store import Entry, Store
 
+WEIGHTS = ("train", "fuse", "write")
+
 
 @dataclass(frozen=True)
 class Status:
-    """A job's state: cached, pending, or failed before. `reason` says why it is not cached."""
+    """A job's state: cached (then under `key`), pending, or failed before; `reason` says why it is not cached."""
 
     job: Job
     state: str
     reason: str
+    key: str | None = None
 
 
 def status(plan: Plan, store: Store, previous: Mapping[str, Any], failed: Mapping[str, str]) -> list[Status]:
@@ -31,7 +34,7 @@ def status(plan: Plan, store: Store, previous: Mapping[str, Any], failed: Mappin
             entry = store.get(job.key({need: done[need].digest for need in job.needs}))
         if entry is not None:
             done[job.id] = entry
-            found.append(Status(job, "cached", ""))
+            found.append(Status(job, "cached", "", entry.key))
         elif job.id in failed:
             found.append(Status(job, "failed", f"failed before: {failed[job.id].splitlines()[0]}"))
         else:
@@ -67,15 +70,20 @@ def failures(run_dir: Path) -> dict[str, str]:
     return last
 
 
-def needs(plan: Plan, store: Store) -> dict[str, int | None]:
-    """Bytes of disk that the weights of the suite will take in the store, and of memory that its largest model takes.
+def needs(plan: Plan, store: Store, states: Sequence[Status]) -> dict[str, int | None]:
+    """Bytes of disk for the weights that are still to be made, and of memory for one worker's model.
 
-    Models whose size is not known before they are made are left out of `disk`; None when none is known.
+    What is not made yet is taken to be as large as the largest model that is there; None while none is.
     """
-    sizes = [facts.bytes for facts in plan.facts.folders.values()]
-    written = sum(1 for job in plan.jobs.values() if job.kind in ("train", "fuse", "write"))
-    largest = max(sizes, default=None)
-    return {"disk": None if largest is None else written * largest, "memory": largest}
+    known = [facts.bytes for facts in plan.facts.folders.values()]
+    known += [_weights(store.path(s.key)) for s in states if s.key and s.job.kind in WEIGHTS]
+    pending = sum(1 for s in states if s.state != "cached" and s.job.kind in WEIGHTS)
+    largest = max(known, default=None)
+    return {"disk": None if largest is None else pending * largest, "memory": largest}
+
+
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("model/*.safetensors"))
 
 
 def _reason(job: Job, before: Mapping[str, Any] | None, missing: str | None) -> str:

@@ -4,14 +4,14 @@
 committed as suites/pocket/*.jsonl; `python -m harness.pocket` writes them again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import trainers
+from . import mixtures, trainers
 from .mixtures import CORPORA, corpus
 
-__all__ = ["CORPORA", "TRAINERS", "VERSION", "Trainer", "corpus"]
+__all__ = ["CORPORA", "TRAINERS", "VERSION", "Trainer", "corpus", "recipe"]
 
 # Of the generators and mixtures: raised whenever the same seed gives other text.
 VERSION = 1
@@ -35,3 +35,9 @@ TRAINERS: dict[str, Trainer] = {
     ),
     "pocket/teacher": Trainer("pocket/teacher", trainers.TeacherParams, trainers.teacher, parent=False, version=1),
 }
+
+
+def recipe(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trainer's parameters stand for: sizes, steps and shares of text; they decide the weights."""
+    shares = {"base": mixtures.BASE, "teacher": mixtures.TEACHER, "within": mixtures.WITHIN}
+    return {"size": asdict(trainers.SIZES[params["size"]]), "shares": shares}

@@ -184,7 +184,7 @@ def test_status_gives_reasons(read, tmp_path):
     assert states["build ties"].reason == "density 0.3 -> 0.4"
     waiting = [s for s in states.values() if s.job.kind == "generate" and s.job.model == "ties"]
     assert {s.reason for s in waiting} == {"needs build ties"}
-    assert needs(planned, store)["memory"] == 10**6
+    assert needs(planned, store, fresh) == {"disk": 4 * 10**6, "memory": 10**6}, "two fusions and their two controls"
 
 
 def test_the_last_plan_and_failures_are_read_from_run_folders(tmp_path):
