@@ -58,7 +58,7 @@ CHAT_TEMPLATES = "additional_chat_templates"
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Bookkeeping that a library writes on saving and that changes no output.
-CONFIG_BOOKKEEPING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_from_model_config")
+CONFIG_BOOKKEEPING = ("_name_or_path", "transformers_version", "_from_model_config")
 TOKENIZER_BOOKKEEPING = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
 
 

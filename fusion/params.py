@@ -8,6 +8,7 @@ A field named with a trailing underscore (`lambda_`) is written without it in YA
 """
 
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -137,8 +138,8 @@ def _out_of_range(value: Any, f: Field[Any]) -> str | None:
     low, high = f.metadata.get("low"), f.metadata.get("high")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if value != value:
-        return "is not a number"
+    if not math.isfinite(value):
+        return f"is {value}; expected a finite number"
     too_low = low is not None and (value <= low if f.metadata.get("open_low") else value < low)
     if too_low or (high is not None and value > high):
         left = "(" if f.metadata.get("open_low") or low is None else "["

@@ -5,6 +5,7 @@ Nothing heavy is imported at start-up: every verb imports what it needs.
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,8 @@ def run(suite: str, slots: int | None, progress: str, out: Path, store: Path | N
     from harness.run import run as run_suite
     from harness.suite import find
 
-    outcome = run_suite(find(suite), _options(out, store, slots, progress))
+    again = shlex.join(["fuse-bench", *sys.argv[1:]])
+    outcome = run_suite(find(suite), _options(out, store, slots, progress, again))
     if as_json:
         _json(
             {
@@ -172,10 +174,10 @@ def compare(a: str, b: str, group: str | None, out: Path, as_json: bool) -> None
 @json_option
 def leaderboard(run: str, form: str, out: Path, as_json: bool) -> None:
     """The ranked table of RUN: a folder, a suite's name (its last run), or `latest`."""
-    from harness import html, record
+    from harness import html, runs
     from harness import leaderboard as board
 
-    results = record.read(record.find_run(run, out))
+    results = runs.read(runs.find_run(run, out))
     forms = {
         "text": board.text,
         "wide": lambda results: board.text(results, None),
@@ -213,7 +215,8 @@ def gc(dry_run: bool, store: Path | None, as_json: bool) -> None:
     from harness.store import Store
 
     opened = Store(_store(store))
-    gone = opened.collect(live_keys(opened), dry_run=dry_run)
+    with opened.in_use(alone=True):
+        gone = opened.collect(live_keys(opened), dry_run=dry_run)
     size = sum(entry[1] for entry in gone)
     if as_json:
         _json({"removed": [key for key, _ in gone], "bytes": size, "dry_run": dry_run})
@@ -260,7 +263,8 @@ def suites(as_json: bool) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--json", "as_json", is_flag=True, help="It is JSON either way.")
+def schema(as_json: bool) -> None:
     """The JSON Schema of a suite file, for editors."""
     from harness.schema import schema as suite_schema
 
@@ -269,11 +273,13 @@ def schema() -> None:
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path), default=Path("suite.yaml"))
-def init(path: Path) -> None:
+@json_option
+def init(path: Path, as_json: bool) -> None:
     """Write a small suite to start from: two checkpoints, their base, and the merges that people try first."""
     from harness.report import write_starter
 
-    click.echo(write_starter(path))
+    said = write_starter(path)
+    _json({"suite": str(path)}) if as_json else click.echo(said)
 
 
 @cli.command()
@@ -287,10 +293,10 @@ def doctor(store: Path | None, as_json: bool) -> None:
     _json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
 
 
-def _options(out: Path, store: Path | None, slots: int | None, progress: str) -> "Options":
+def _options(out: Path, store: Path | None, slots: int | None, progress: str, again: str = "") -> "Options":
     from harness.run import Options
 
-    return Options(out=out, store=_store(store), slots=slots, progress=progress)
+    return Options(out=out, store=_store(store), slots=slots, progress=progress, again=again)
 
 
 def _store(given: Path | None) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusion.params import did_you_mean
-from harness import record, stats
+from harness import runs, stats
 from harness.errors import UsageError
 from harness.stats import Scores
 
@@ -20,6 +20,8 @@ def compare(a: str, b: str, group: str | None, out: Path) -> dict[str, Any]:
     left, right = _model(a, out), _model(b, out)
     if left["items"] != right["items"]:
         raise UsageError(f"{a} and {b} were not scored on the same samples (other tasks, limit, seed or split)")
+    if left["how"] != right["how"]:
+        raise UsageError(f"{a} and {b} were not scored alike (other task version, data, shots, metric or batch size)")
     scores_a, scores_b = left["scores"], right["scores"]
     if group is not None:
         if group not in scores_a:
@@ -72,12 +74,13 @@ def _part(scores: Scores, group: str, task: str) -> Scores:
 
 def _model(name: str, out: Path) -> dict[str, Any]:
     run, colon, model = name.rpartition(":")
-    run_dir = record.find_run(run if colon else "latest", out)
-    results = record.read(run_dir)
+    run_dir = runs.find_run(run if colon else "latest", out)
+    results = runs.read(run_dir)
     if model not in results["models"]:
         raise UsageError(f"{run_dir.name} has no model '{model}'; {did_you_mean(model, results['models'])}")
-    scores = record.read_scores(run_dir, model)
+    scores = runs.read_scores(run_dir, model)
     if scores is None:
         reason = results["models"][model].get("error", "its evaluation is not complete")
         raise UsageError(f"model '{model}' has no scores: {reason}")
-    return {"scores": scores, "items": (run_dir / "scores" / "items.json").read_text(encoding="utf-8")}
+    how = results["suite"]["groups"]
+    return {"scores": scores, "how": how, "items": (run_dir / "scores" / "items.json").read_text(encoding="utf-8")}

@@ -17,7 +17,7 @@ from harness.errors import StoreError
 from harness.events import event
 from harness.execute.local import Report, Slot, log_tail
 from harness.job import Job
-from harness.store import Entry, Store
+from harness.store import Entry, Store, digest_of, disk_errors
 
 TRIES = 2
 
@@ -61,11 +61,11 @@ class Driver:
         executor: Executor,
         run_dir: Path,
         functions: Mapping[str, str],
-        refs: Callable[[Job, Mapping[str, Entry]], Mapping[str, Any]],
+        models: Callable[[Job, Mapping[str, Entry]], Mapping[str, Any]],
         notice: Callable[[str, Job, Progress], None] = lambda what, job, progress: None,
     ) -> None:
         self.store, self.executor, self.run_dir = store, executor, run_dir
-        self.functions, self.refs, self.notice = functions, refs, notice
+        self.functions, self.models, self.notice = functions, models, notice
         self.progress = Progress()
         self.tries: dict[str, int] = {}
         self.keys: dict[str, str] = {}
@@ -163,7 +163,7 @@ class Driver:
             "spec": job.spec,
             "where": job.where,
             "inputs": inputs,
-            "refs": self.refs(job, done),
+            **self.models(job, done),
             "store": str(self.store.root),
             "log": str(self.log_path(job)),
         }
@@ -209,11 +209,14 @@ class Driver:
 
     def log_path(self, job: Job) -> Path:
         """Where a job's output goes."""
-        return self.run_dir / "logs" / (re.sub(r"[^A-Za-z0-9_.=,@-]+", "-", job.id)[:150] + ".log")
+        name = re.sub(r"[^A-Za-z0-9_.=,@-]+", "-", job.id)
+        name = name if len(name) <= 150 else f"{name[:140]}-{digest_of(job.id)[:8]}"
+        return self.run_dir / "logs" / f"{name}.log"
 
     def _log(self, job: Job, what: str, **more: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": what, "job": job.id, **more})
-        with open(self.run_dir / "events.jsonl", "a", encoding="utf-8") as file:
+        path = self.run_dir / "events.jsonl"
+        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         event("driver.recorded")
 

@@ -4,8 +4,8 @@ FuseBenchError         1
 ├── SuiteError         2   the suite file: every problem at once, with file:line:column
 ├── UsageError         2   a name, a path or an option that cannot be used
 ├── TaskError          2   a task that cannot be scored: no data, a missing field, an unknown name
-├── StoreError         1   the store or run folder cannot be written, or an object in it is damaged
-├── SandboxError       1   generated programs cannot be run as safely as asked
+├── StoreError         1   the disk is full, or an object in the store is damaged
+├── SandboxError       2   generated programs cannot be run as safely as asked
 ├── TrackError         1   MLflow did not take the results (`track.py`); `run` makes a warning of it
 └── Interrupted      130   Ctrl-C
 
@@ -43,6 +43,8 @@ class StoreError(FuseBenchError):
 
 class SandboxError(FuseBenchError):
     """Generated programs cannot be run as safely as the suite asks."""
+
+    exit_code = 2
 
 
 class Interrupted(FuseBenchError):

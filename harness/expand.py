@@ -33,7 +33,7 @@ def with_controls(models: Mapping[str, Model], given: Mapping[str, Any]) -> dict
     """Every fusion's control: the same target, corpus, steps and seeds, without a teacher.
 
     Points of a sweep that differ only in what a control does not have (lambda, say) share one. Returns the controls
-    and the fusions that now name them.
+    and the fusions that now name them. Raises ValueError when the control's name is taken.
     """
     found: dict[str, Candidate] = {}
     for name, model in models.items():
@@ -48,6 +48,10 @@ def with_controls(models: Mapping[str, Model], given: Mapping[str, Any]) -> dict
         shared = {yaml_name(f) for f in fields(BUILDERS[builder.control].Params)}
         point = {key: value for key, value in model.sweep.items() if key in shared or key in ("target", "corpus")}
         control = named(f"{model.row}.control", point)
+        if control in models:
+            raise ValueError(
+                f"'{control}' is the name of {model.row}'s control: name yours otherwise, or say control: none"
+            )
         found[name] = replace(model, control=control)
         found[control] = replace(
             model,

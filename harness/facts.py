@@ -15,7 +15,7 @@ from fusion.checkpoint import folder_digests
 from harness import pocket, sandbox
 from harness.errors import SandboxError, TaskError, UsageError
 from harness.spec import Candidate, Source, Suite
-from harness.store import Store, digest_of, file_digest, write_whole
+from harness.store import Store, file_digest, folder_stamp, write_whole
 from harness.tasks import Task, describe
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "accelerate", "safetensors")
@@ -23,11 +23,15 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "nump
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """A given model on disk. `digest` is of weights, config and tokenizer together; `bytes` of its weight files."""
+    """A given model on disk. `digest` is of weights, config and tokenizer together; `bytes` of its weight files.
+
+    `stamp` is of its files' sizes and times: a worker sees by it that nothing was changed since.
+    """
 
     path: str
     digest: str
     bytes: int
+    stamp: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Facts:
     corpora: Mapping[str, str]
     versions: Mapping[str, str]
     device: str
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     sandbox: str | None
 
 
@@ -54,7 +58,7 @@ def gather(suite: Suite, store: Store) -> Facts:
     corpora = {
         m.corpus: _corpus(m.corpus, suite.seed) for m in suite.models.values() if isinstance(m, Candidate) and m.corpus
     }
-    gpus = tuple(range(gpu_count()))
+    gpus = visible_gpus()
     level = _sandbox(suite) if any(task.kind == "code" for task in tasks.values()) else None
     return Facts(folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level)
 
@@ -67,20 +71,19 @@ def library_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
-    return found
+    return {**found, "python": ".".join(platform.python_version_tuple()[:2])}
 
 
-def gpu_count() -> int:
-    """The GPUs that this process may use, without importing torch (which takes a second)."""
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; torch takes a second to ask."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+        return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return ()
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return (
-        len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")]) if listed.returncode == 0 else 0
-    )
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return tuple(str(n) for n in range(len(lines))) if listed.returncode == 0 else ()
 
 
 def environment() -> dict[str, Any]:
@@ -91,7 +94,7 @@ def environment() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "gpus": gpu_count(),
+            "gpus": len(visible_gpus()),
         },
     }
 
@@ -122,16 +125,15 @@ def _folder(model: Source, store: Store) -> FolderFacts:
     path = Path(model.origin)
     if not path.is_dir():
         path = _from_hub(model)
-    files = sorted(p for p in path.iterdir() if p.is_file())
-    stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino) for p in files]
-    cache = store.root / "facts" / f"folder-{digest_of([str(path), stats])[:32]}.json"
+    stamp = folder_stamp(path)
+    cache = store.root / "facts" / f"folder-{stamp}.json"
     if cache.is_file():
         known = json.loads(cache.read_text())
     else:
         known = folder_digests(path)
         write_whole(cache, json.dumps(known))
-    size = sum(entry[1] for entry in stats if entry[0].endswith(".safetensors"))
-    return FolderFacts(str(path), known["model"], size)
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return FolderFacts(str(path), known["model"], size, stamp)
 
 
 def _from_hub(model: Source) -> Path:

@@ -12,9 +12,9 @@ from fusion.recipe import Recipe
 from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
-from harness.pocket import TRAINERS, recipe
+from harness.pocket import TRAINERS, VERSION, recipe
 from harness.spec import Candidate, Group, Source, Suite, Trained
-from harness.store import Entry, digest_of
+from harness.store import Entry, canonical, digest_of
 
 FIRST_BLOCK, BLOCK = 64, 128
 GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
@@ -64,8 +64,15 @@ class Plan:
             return Delta(recipe_of(model, seed), tuple((name, self.ref(name, done)) for name in names))
         return Folder(str(done[made_by(instance, model)].path / "model"))
 
+    def models_of(self, job: Job, done: Mapping[str, Entry]) -> dict[str, Any]:
+        """The models that a job works on, as its worker is told: `refs` by role, and `stamps` of the given folders."""
+        refs = self.refs(job, done)
+        text = canonical(refs)
+        used = (facts for facts in self.facts.folders.values() if canonical(facts.path) in text)
+        return {"refs": refs, "stamps": {facts.path: facts.stamp for facts in used}}
+
     def refs(self, job: Job, done: Mapping[str, Entry]) -> dict[str, Any]:
-        """The models that a job works on, by role, as its worker is told."""
+        """The models that a job works on, by role."""
         roles = {i.role: i.model for i in job.inputs if i.model}
         if job.kind == "build":
             roles = {"self": str(job.model)}
@@ -191,7 +198,7 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
         trainer = TRAINERS[model.trainer]
         spec = {
             "trainer": model.trainer,
-            "version": trainer.version,
+            "version": [trainer.version, VERSION],
             "params": model.params,
             "recipe": recipe(model.params),
             "seed": model.seed,
@@ -207,6 +214,7 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
             "weights": model.weights,
             "seed": seed,
             "threads": THREADS,
+            "versions": {"torch": facts.versions["torch"]},
         }
         inputs = [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
         inputs += [_input(suite, facts, "base", model.base)] if model.base else []
@@ -234,7 +242,7 @@ def write_job(instance: str, build: str) -> Job:
 
 
 def _training(facts: Facts) -> dict[str, Any]:
-    versions = {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers")}
+    versions = {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers", "accelerate", "numpy")}
     return {"threads": THREADS, "device": facts.device, "versions": versions}
 
 
@@ -263,7 +271,7 @@ def _scoring(
         "task": task.name,
         "task_digest": task.digest,
         "sandbox": facts.sandbox if task.kind == "code" else None,
-        "versions": {"lm_eval": facts.versions["lm_eval"]},
+        "versions": {name: facts.versions[name] for name in ("lm_eval", "python")},
     }
     where = {"source": task.source, "trust": suite.trust_task_code}
     yield Job(f"judge {name} {group.name}/{block.name}", "judge", judge, (Input("responses", job=generate),), where)
@@ -298,5 +306,5 @@ def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple
         inputs = [_input(suite, facts, "base", base)]
         inputs += [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(parents)]
         spec = {"version": RELATE_VERSION, "measures": suite.measures}
-        jobs[job_id] = Job(job_id, "relate", spec, tuple(inputs), {"names": parents})
+        jobs[job_id] = Job(job_id, "relate", spec, tuple(inputs))
         yield model.name, job_id

@@ -5,7 +5,6 @@ Absent is absent: a model whose samples are not all there has no score, and says
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ import numpy as np
 
 from harness import relate, stats
 from harness.drive import Progress
-from harness.errors import StoreError, UsageError
 from harness.facts import environment
 from harness.plan import Plan, instance_name, instances, kinship_base, made_by
+from harness.runs import SCHEMA, file_name
 from harness.spec import Candidate, Model, Source, Trained
 from harness.stats import Scores
-from harness.store import Entry, digest_of, write_whole
+from harness.store import Entry, write_whole
 
-SCHEMA = 1
 SPLITS = ("dev", "test")
 
 # instance -> split -> group -> task -> metric -> one value an item, in the suite's order; "" is the metric that counts
@@ -67,69 +65,12 @@ def write(run_dir: Path, results: Mapping[str, Any], plan: Plan, scores: Mapping
     write_whole(folder / "items.json", json.dumps(ids))
     for name in plan.suite.models:
         packed = {split: _pack(scores[split][name]) for split in SPLITS if name in scores[split]}
+        (folder / f"{file_name(name)}.json").unlink(missing_ok=True)
         if packed:
             write_whole(folder / f"{file_name(name)}.json", json.dumps({"model": name, "scores": packed}))
     path = run_dir / "results.json"
     write_whole(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
     return path
-
-
-def read(run_dir: Path) -> dict[str, Any]:
-    """results.json of a run folder.
-
-    Raises UsageError where there is none, StoreError where it is damaged or of a newer schema.
-    """
-    path = run_dir / "results.json"
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{run_dir} holds no results.json: its run has not finished; give its `run` command again"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise StoreError(
-            f"{path} is damaged ({error}); give the run's command again, it is rebuilt from the store"
-        ) from error
-    if results.get("schema", 0) > SCHEMA:
-        raise StoreError(
-            f"{path} has schema {results['schema']}; this fuse-bench knows up to {SCHEMA}: install a newer one"
-        )
-    return results
-
-
-def read_scores(run_dir: Path, model: str, split: str = "test") -> Scores | None:
-    """The per-sample scores of a model of a run, or None where it has none."""
-    path = run_dir / "scores" / f"{file_name(model)}.json"
-    if not path.is_file():
-        return None
-    packed = json.loads(path.read_text(encoding="utf-8"))["scores"].get(split)
-    return None if packed is None else _unpack(packed)
-
-
-def find_run(name: str, out: Path) -> Path:
-    """A run folder by its path, by its suite's name (the last run), or `latest`."""
-    path = Path(name)
-    if path.is_dir() and ((path / "results.json").exists() or (path / "plan.json").exists()):
-        return path
-    runs = sorted((p.parent for p in out.glob("*/plan.json")), key=lambda p: (p / "plan.json").stat().st_mtime_ns)
-    mine = runs if name == "latest" else [p for p in runs if re.fullmatch(re.escape(name) + "-[0-9a-f]{8}", p.name)]
-    if not mine:
-        known = ", ".join(sorted({p.name.rpartition("-")[0] for p in runs})) or "none yet"
-        raise UsageError(f"there is no run '{name}' in {out}; suites with runs there: {known}")
-    return mine[-1]
-
-
-def canonical(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal between two runs of one suite on one machine: all but cost, paths and the executor."""
-    models = {name: {k: v for k, v in row.items() if k != "cost"} for name, row in results["models"].items()}
-    suite = {k: v for k, v in results["suite"].items() if k != "path"}
-    return {**results, "models": models, "suite": suite}
-
-
-def file_name(model: str) -> str:
-    """A model's name as a file's: what a file system may dislike replaced, and then told apart by a hash."""
-    safe = re.sub(r"[^A-Za-z0-9_.=,@-]+", "-", model)
-    return safe if safe == model else f"{safe}-{digest_of(model)[:6]}"
 
 
 # ---------------------------------------------------------------------------------------------------------- the parts
@@ -241,7 +182,8 @@ def _state(plan: Plan, progress: Progress, name: str, model: Model) -> tuple[str
                 return ("skipped" if failure.fault == "skipped" else "failed"), failure.error
     mine = frozenset(_replicates(name, model))
     for job_id, failure in progress.failed.items():
-        if job_id.split(" ")[1] in mine and failure.fault != "skipped" and plan.jobs[job_id].kind != "relate":
+        kind, owner = job_id.split(" ")[:2]
+        if kind in ("generate", "judge") and owner in mine and failure.fault != "skipped":
             return "incomplete", f"{job_id}: {failure.error}"
     return "ok", None
 
@@ -377,14 +319,3 @@ def _pack(scores: Scores) -> dict[str, Any]:
         return {"shape": array.shape, "values": array.ravel().tolist()}
 
     return {group: {task: one(array) for task, array in tasks.items()} for group, tasks in scores.items()}
-
-
-def _unpack(packed: Mapping[str, Any]) -> Scores:
-    def one(part: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-        shape = tuple(part["shape"])
-        if "bits" in part:
-            raw = np.frombuffer(base64.b64decode(part["bits"]), dtype=np.uint8)
-            return np.unpackbits(raw)[: int(np.prod(shape))].reshape(shape).astype(np.float64)
-        return np.array(part["values"], dtype=np.float64).reshape(shape)
-
-    return {group: {task: one(part) for task, part in tasks.items()} for group, tasks in packed.items()}

@@ -211,7 +211,7 @@ def _says(table: Mapping[str, Mapping[str, Any]]) -> str:
     seen = f"r = {r['value']:+.2f}{span} over {found['n']} candidates made of {found['models']} independent models"
     what = f"{measure} of the parents and gain over the best parent"
     if "p" not in r:
-        return f"No conclusion on {what}: {seen}, and fewer than {MODELS_FOR_P} are too few to decide."
+        return f"No conclusion on {what}: {seen} ({found['reason']})."
     if r["low"] <= 0 <= r["high"]:
         return f"No relation is shown between {what}: {seen}, p = {r['p']:.2g}."
     more = "more" if r["value"] > 0 else "less"

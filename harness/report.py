@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from harness.errors import UsageError
+from harness.execute.local import default_slots
 from harness.run import Options, Outcome, free_bytes
 from harness.status import Status
+from harness.store import disk_errors
 
 STARTER = """\
 # fuse-bench run {name}        (fuse-bench plan {name} shows what that will do)
@@ -49,6 +51,8 @@ def print_outcome(outcome: Outcome) -> None:
     ]
     click.echo(f"{jobs['total']} jobs: {', '.join(parts)}; {outcome.seconds:.0f} s")
     click.echo(f"results:     {shown(outcome.run_dir / 'results.json')}")
+    for name, folder in outcome.kept.items():
+        click.echo(f"weights:     {shown(folder)}  ({name}, the best merge)")
     click.echo(f"leaderboard: {shown(outcome.run_dir / 'leaderboard.html')}  (and .md, .csv, .json)")
     if outcome.ui:
         click.echo(f"MLflow:      {outcome.ui}")
@@ -73,6 +77,7 @@ class Survey:
     memory_needed: int | None
     memory: int
     gpus: int
+    slots: int
 
 
 def survey(path: Path, options: Options) -> Survey:
@@ -90,6 +95,7 @@ def survey(path: Path, options: Options) -> Survey:
     run_dir = options.out / f"{suite.name}-{suite.digest[:8]}"
     states = status(planned, store, previous_plan(folders), failures(run_dir))
     needed = needs(planned, store, states)
+    slots = options.slots or default_slots(planned.facts.gpus)
     return Survey(
         suite=suite.name,
         states=states,
@@ -98,6 +104,7 @@ def survey(path: Path, options: Options) -> Survey:
         memory_needed=needed["memory"],
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=len(planned.facts.gpus),
+        slots=slots,
     )
 
 
@@ -105,7 +112,7 @@ def plan_json(found: Survey) -> dict[str, Any]:
     """The survey as JSON: every job with state and reason, then the needs."""
     jobs = [{"id": s.job.id, "kind": s.job.kind, "state": s.state, "reason": s.reason} for s in found.states]
     disk = {"needed": found.disk_needed, "free": found.disk_free}
-    memory = {"largest_model": found.memory_needed, "machine": found.memory}
+    memory = {"largest_model": found.memory_needed, "workers": found.slots, "machine": found.memory}
     return {"suite": found.suite, "jobs": jobs, "disk": disk, "memory": memory, "gpus": found.gpus}
 
 
@@ -122,7 +129,8 @@ def print_plan(found: Survey) -> None:
     disk = "not known before the first is made" if found.disk_needed is None else f"about {gib(found.disk_needed)}"
     click.echo(f"\ndisk for weights still to be made: {disk}; free in the store: {gib(found.disk_free)}")
     if found.memory_needed is not None:
-        click.echo(f"memory: {gib(found.memory_needed)} for each worker's model; this machine has {gib(found.memory)}")
+        each = f"{found.slots} workers with a model of {gib(found.memory_needed)} each"
+        click.echo(f"memory: {each} and about 0.6 GiB beside it; this machine has {gib(found.memory)}")
     if found.disk_needed is not None and found.disk_needed > found.disk_free:
         click.echo(
             "warning: that is more than is free; `fuse-bench gc` removes what no run needs, `keep: none` writes less"
@@ -198,12 +206,12 @@ def kinship_table(found: Mapping[str, Any]) -> str:
 
 def send(run: str, uri: str | None, out: Path) -> dict[str, Any]:
     """Send a run's results to MLflow."""
-    from harness import record
+    from harness import runs
     from harness.track import track, ui_command
 
-    run_dir = record.find_run(run, out)
+    run_dir = runs.find_run(run, out)
     target = uri or f"sqlite:///{out.absolute() / 'mlflow.db'}"
-    tracked = track(record.read(run_dir), run_dir, target)
+    tracked = track(runs.read(run_dir), run_dir, target)
     if tracked.hint:
         raise UsageError(tracked.hint)
     counts = {"sent": len(tracked.sent), "already": len(tracked.already)}
@@ -299,8 +307,9 @@ def write_starter(path: Path) -> str:
     """Write a suite to start from, where no file is; returns what to do next."""
     if path.exists():
         raise UsageError(f"{path} is there already; give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(STARTER.format(name=path), encoding="utf-8")
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(STARTER.format(name=path), encoding="utf-8")
     return f"wrote {path}: put your models' folders in, then\n  fuse-bench plan {path}\n  fuse-bench run {path}"
 
 

@@ -27,17 +27,18 @@ from harness.work import FUNCTIONS
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, none of which changes a result."""
+    """How to run, none of which changes a result. `again` is the command that goes on with an interrupted run."""
 
     out: Path
     store: Path
     slots: int | None = None
     progress: str = "auto"
+    again: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. `warnings` are for the user to read; `ui` is the command that opens MLflow."""
+    """What a run came to. `warnings` are for the user; `ui` opens MLflow; `kept` are the weights that `keep:` wrote."""
 
     run_dir: Path
     results: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Outcome:
     seconds: float
     warnings: tuple[str, ...]
     ui: str | None
+    kept: Mapping[str, Path]
 
 
 def run(suite_path: Path, options: Options) -> Outcome:
@@ -55,13 +57,14 @@ def run(suite_path: Path, options: Options) -> Outcome:
     store = Store(options.store)
     facts = gather(suite, store)
     planned = plan(suite, facts)
-    with run_folder(suite, options.out) as run_dir:
+    with run_folder(suite, options.out) as run_dir, store.in_use():
         store.keep(run_dir)
         write_plan(run_dir, planned)
         progress = work_off(planned, store, run_dir, options)
         results, scores = record.assemble(planned, progress)
         record.write(run_dir, results, planned, scores)
-        leaderboard.write(results, run_dir)
+        with disk_errors(run_dir):
+            leaderboard.write(results, run_dir)
         event("driver.results-written")
         tracked, warnings = send(results, run_dir, mlflow_uri(suite, options.out)) if suite.mlflow else (None, ())
     return Outcome(
@@ -72,6 +75,7 @@ def run(suite_path: Path, options: Options) -> Outcome:
         seconds=round(time.monotonic() - started, 1),
         warnings=warnings,
         ui=tracked,
+        kept={j.partition(" ")[2]: e.path / "model" for j, e in progress.done.items() if j.startswith("write ")},
     )
 
 
@@ -79,7 +83,7 @@ def work_off(planned: Plan, store: Store, run_dir: Path, options: Options) -> Pr
     """Do the plan's jobs, then write the weights that the suite wants kept."""
     executor = LocalExecutor(options.slots or default_slots(planned.facts.gpus), planned.facts.gpus)
     with stopping(executor), display(options.progress, planned.jobs) as notice:
-        driver = Driver(store, executor, run_dir, FUNCTIONS, planned.refs, notice)
+        driver = Driver(store, executor, run_dir, FUNCTIONS, planned.models_of, notice)
         try:
             progress = driver.drive(planned.jobs)
             if planned.suite.keep == "best":
@@ -89,7 +93,7 @@ def work_off(planned: Plan, store: Store, run_dir: Path, options: Options) -> Pr
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; {len(driver.progress.done)} of {driver.progress.total} jobs are done and kept. "
-                f"Go on with: fuse-bench run {planned.suite.path}"
+                f"Go on with: {options.again or f'fuse-bench run {planned.suite.path}'}"
             ) from None
     write_keys(run_dir, driver)
     return progress
@@ -100,7 +104,10 @@ def send(results: Mapping[str, Any], run_dir: Path, uri: str) -> tuple[str | Non
     from harness.track import TrackError, track, ui_command
 
     try:
-        tracked = track(results, run_dir, uri)
+        # Two processes that open a fresh SQLite store at once both try to lay its tables, and one or both fail.
+        with open(run_dir.parent / ".mlflow.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            tracked = track(results, run_dir, uri)
     except TrackError as error:
         return None, (str(error),)
     return (None, (tracked.hint,)) if tracked.hint else (ui_command(uri), ())

@@ -29,7 +29,7 @@ def schema() -> dict[str, Any]:
         "kinship": _closed(
             {"base": {"type": "string"}, "measures": {"type": "array", "items": {"enum": list(MEASURES)}}}
         ),
-        "track": _closed({"mlflow": {"type": ["string", "boolean"]}}),
+        "track": _closed({"mlflow": {"type": "string"}}),
         "keep": {"enum": ["none", "best", "all"]},
         "sandbox": {"enum": ["any", *LEVELS]},
         "trust_task_code": {"type": "boolean"},

@@ -78,6 +78,9 @@ def needs(plan: Plan, store: Store, states: Sequence[Status]) -> dict[str, int |
     known = [facts.bytes for facts in plan.facts.folders.values()]
     known += [_weights(store.path(s.key)) for s in states if s.key and s.job.kind in WEIGHTS]
     pending = sum(1 for s in states if s.state != "cached" and s.job.kind in WEIGHTS)
+    merges = [s for s in states if s.job.kind == "build"]
+    if plan.suite.keep == "best" and any(s.state != "cached" for s in merges):
+        pending += 1  # which merge is best is known, and its writing planned, once all are scored
     largest = max(known, default=None)
     return {"disk": None if largest is None else pending * largest, "memory": largest}
 

@@ -4,14 +4,17 @@
     <root>/tmp/<random>/                            being written
     <root>/partial/<key>/                           what a killed job can go on from (checkpoints, teacher stores)
     <root>/facts/                                   digests and task descriptions that are dear to compute
+    <root>/locks/<key>                              held while a key is worked on; released by the kernel on death
     <root>/runs/<id>                                run folders that use this store: the roots of `gc`
 
-An object is written to `tmp`, its files and folder are fsynced, and it is renamed into place; the rename is the commit.
-Two writers of one key are harmless: the first rename wins. Locks are not needed for correctness, so there are none.
+An object is written to `tmp`, files and folders are fsynced, and it is renamed into place; the rename is the commit.
+Two writers of one key are harmless: the first rename wins. Locks spare work where the file system has them: a key's
+keeps two runs from doing one job at once, and in one scratch folder; the store's keeps `gc` away from running runs.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import StoreError
+from harness.errors import StoreError, UsageError
 from harness.events import event
 
 SCHEMA = 1
@@ -62,7 +65,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        for folder in ("objects", "tmp", "partial", "facts", "runs"):
+        for folder in ("objects", "tmp", "partial", "facts", "runs", "locks"):
             with disk_errors(self.root / folder):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
 
@@ -89,6 +92,23 @@ class Store:
             pass
         self._put_aside(folder)
         return None
+
+    @contextlib.contextmanager
+    def working(self, key: str) -> Iterator[None]:
+        """Hold a key while making its object; waits for whoever holds it. Afterwards, `get` it before making it."""
+        with open(self.root / "locks" / key, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def in_use(self, *, alone: bool = False) -> Iterator[None]:
+        """Keep the store as it is for a run or, `alone`, keep runs out. Raises UsageError when a run is at work."""
+        with open(self.root / "locks" / "store", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            except BlockingIOError:
+                raise UsageError(f"a run is using the store {self.root}; wait for it to end") from None
+            yield
 
     def begin(self) -> Path:
         """A new empty folder to write an object into."""
@@ -132,6 +152,8 @@ class Store:
                 "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
             write_whole(folder / "meta.json", json.dumps(meta, indent=1, sort_keys=True, allow_nan=False))
+            for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+                _fsync_folder(inner)
             event("store.meta-written")
             self._rename(folder, self.path(key))
             event("store.committed")
@@ -152,26 +174,26 @@ class Store:
         return [path for path in named if path.is_dir()]
 
     def collect(self, live: Iterable[str], *, dry_run: bool = False) -> list[tuple[str, int]]:
-        """Remove every object whose key is not live, and folders that dead writers left behind for a day.
+        """Remove every object, scratch folder and lock whose key is not live, and what dead writers left behind.
 
-        Returns (key, bytes) of what was, or with `dry_run` would be, removed.
+        Nobody else may be at work (`in_use(alone=True)`). Returns (key, bytes) of what is, or would be, removed.
         """
         wanted = frozenset(live)
-        gone: list[tuple[str, int]] = []
-        for folder in sorted((self.root / "objects").glob("*/*")):
-            if folder.name not in wanted:
-                gone.append((folder.name, _size(folder)))
-                if not dry_run:
-                    shutil.rmtree(folder)
-        stale = [path for name in ("tmp", "partial") for path in (self.root / name).iterdir() if _age(path) > 86400]
-        for folder in stale:
-            gone.append((folder.name, _size(folder)))
-            if not dry_run:
-                shutil.rmtree(folder, ignore_errors=True)
-        return gone
+        gone = [path for path in sorted((self.root / "objects").glob("*/*")) if path.name not in wanted]
+        gone += [path for path in sorted((self.root / "partial").iterdir()) if path.name not in wanted]
+        gone += sorted((self.root / "tmp").iterdir())
+        found = [(path.name, _size(path)) for path in gone]
+        if not dry_run:
+            for path in gone:
+                shutil.rmtree(path, ignore_errors=True)
+            for lock in (self.root / "locks").iterdir():
+                if lock.name not in (*wanted, "store"):
+                    lock.unlink()
+        return found
 
     def _rename(self, folder: Path, target: Path) -> None:
         target.parent.mkdir(exist_ok=True)
+        _fsync_folder(target.parent.parent)
         try:
             os.rename(folder, target)
         except OSError as error:
@@ -199,22 +221,44 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a disk into a message that says what to do."""
+    """Turn what the operating system says of a place to write to into a message that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"the disk is full: {path}. Nothing that was finished is lost: free some space "
-                "(`fuse-bench gc` removes what no run needs) and give the same command again"
-            ) from error
+        if is_full(error):
+            raise StoreError(full(path)) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"{path} cannot be written: {error.strerror}. Choose another place with --out or --store"
+            raise UsageError(
+                f"{path} cannot be written: {error.strerror}. Choose another with --out or --store"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.is_dir():
-            raise StoreError(f"{path} cannot be made: a file is in the way ({error.filename})") from error
+            raise UsageError(f"{path} cannot be made: a file is in the way ({error.filename})") from error
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, however libraries have wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "os error 28" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full(path: Path) -> str:
+    """What to say when a disk is full."""
+    return (
+        f"the disk is full: {path}. Nothing that was finished is lost: free some space "
+        "(`fuse-bench gc` removes what no run needs) and give the same command again"
+    )
+
+
+def folder_stamp(folder: Path) -> str:
+    """A hash of the names, sizes and times of a folder's files: equal as long as nobody has touched them."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return digest_of([str(folder), [(p.name, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino) for p in files]])[:32]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -237,7 +281,3 @@ def _fsync_folder(folder: Path) -> None:
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in _files(path)) if path.is_dir() else path.stat().st_size
-
-
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime

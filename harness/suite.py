@@ -17,7 +17,7 @@ from fusion.recipe import check_recipe
 from harness.errors import UsageError
 from harness.expand import expand, with_controls
 from harness.order import parents_first
-from harness.pocket import TRAINERS
+from harness.pocket import CORPORA, TRAINERS
 from harness.sandbox import LEVELS
 from harness.spec import Candidate, Group, Model, Source, Suite, Trained
 from harness.store import digest_of
@@ -98,7 +98,7 @@ class _Reader:
             self.add_model(models, key, value, given)
         self.add_candidates(models, seed if isinstance(seed, int) else 0)
         ordered, problems = parents_first(models)
-        self.problems += problems if problems and not self.problems else []
+        self.problems += problems
         groups = self.groups()
         kinship_base, measures = self.kinship(models)
         settings = {
@@ -121,7 +121,7 @@ class _Reader:
             measures=measures,
             path=self.path,
             text=self.path.read_text(encoding="utf-8"),
-            digest=digest_of(self.data),
+            digest=digest_of([self.data, [m.origin for m in ordered.values() if isinstance(m, Source)]]),
             **settings,
         )
 
@@ -144,7 +144,10 @@ class _Reader:
             if isinstance(origin, str):
                 if origin in given:
                     self.problem((*at, "from"), f"'{origin}' is a model of this suite", "use `train:` to continue it")
-                models[name] = Source(name, self.resolve_folder((*at, "from"), origin), value.get("revision"), dtype)
+                revision = value.get("revision")
+                if revision is not None:
+                    self.typed((*at, "revision"), revision, str, "text: put it in quotes")
+                models[name] = Source(name, self.resolve_folder((*at, "from"), origin), revision, dtype)
 
     def resolve_folder(self, at: Key, origin: str) -> str:
         """An absolute folder where the origin is one; a hub repository stays as it is written."""
@@ -168,8 +171,9 @@ class _Reader:
             self.problem(at, f"{trainer.name} continues a model: add `from:`")
         if not trainer.parent and parent is not None:
             self.problem((*at, "from"), f"{trainer.name} starts from nothing: `from:` has no place here", None, True)
-        if parent is not None and parent not in given:
-            self.problem((*at, "from"), f"there is no model '{parent}'", did_you_mean(str(parent), map(str, given)))
+        if parent is not None:
+            self.reference((*at, "from"), parent, list(given))
+            parent = str(parent)
         params = self.params(at, trainer.Params, {k: v for k, v in value.items() if k not in TRAINED_KEYS})
         seed = self.typed((*at, "seed"), value.get("seed", self.data.get("seed", 0)), int, "a whole number")
         models[name] = Trained(name, trainer.name, params, parent, seed)
@@ -201,7 +205,10 @@ class _Reader:
             if candidate is None:
                 continue
             models[name] = Candidate(name=name, row=row, sweep=sweep, **candidate)
-        models.update(with_controls(models, given))
+        try:
+            models.update(with_controls(models, given))
+        except ValueError as error:
+            self.problem(("candidates",), str(error))
 
     def candidate(
         self, at: Key, name: str, value: dict[str, Any], known: Sequence[str], seed: int
@@ -215,6 +222,8 @@ class _Reader:
             self.problem((*at, "method"), f"unknown method '{method}'", did_you_mean(method, [*METHODS, *BUILDERS]))
             return None
         found["seeds"] = self.seeds(at, value, seed)
+        if method in METHODS and len(found["seeds"]) > 1:
+            self.problem((*at, "seeds"), f"{method} draws nothing at random: every seed would give the same model")
         return found
 
     def merge(self, at: Key, method: str, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
@@ -222,6 +231,7 @@ class _Reader:
         base = value.get("base")
         if base is not None:
             self.reference((*at, "base"), base, known)
+            base = str(base)
         own = {key: part for key, part in value.items() if key not in MERGE_KEYS}
         params, problems = check_recipe(method, models, weights, base, own)
         self.problems += under(at, problems)
@@ -249,10 +259,13 @@ class _Reader:
             return self.model_list(at, given, known)[0]
         else:
             self.reference(at, given, known)
-        return given
+            return str(given)
+        return None
 
     def corpus(self, at: Key, corpus: Any) -> str:
         if isinstance(corpus, str) and corpus.startswith("pocket/"):
+            if corpus not in CORPORA:
+                self.problem(at, f"there is no corpus '{corpus}'", did_you_mean(corpus, CORPORA))
             return corpus
         path = (self.path.parent / str(corpus)).absolute()
         if not path.is_file():
@@ -274,8 +287,10 @@ class _Reader:
         return tuple(str(name) for name in names), good
 
     def reference(self, at: Key, name: Any, known: Sequence[str]) -> None:
-        if name not in known:
-            self.problem(at, f"there is no model or candidate '{name}'", did_you_mean(str(name), known))
+        if not isinstance(name, str):
+            self.problem(at, f"{name!r} is not the name of a model")
+        elif name not in known:
+            self.problem(at, f"there is no model or candidate '{name}'", did_you_mean(name, set(known)))
 
     def seeds(self, at: Key, value: dict[str, Any], seed: int) -> tuple[int, ...]:
         seeds = value.get("seeds", [seed])
@@ -334,7 +349,7 @@ class _Reader:
             self.problem(("kinship", "measures"), "measures is a list")
             return base, ()
         for index, measure in enumerate(measures):
-            if measure not in MEASURES:
+            if not isinstance(measure, str) or measure not in MEASURES:
                 hint = did_you_mean(str(measure), MEASURES)
                 self.problem(("kinship", "measures", index), f"unknown measure '{measure}'", hint)
         return base, tuple(map(str, measures))
@@ -342,10 +357,10 @@ class _Reader:
     def mlflow(self) -> str | None:
         value = self.mapping("track", required=False)
         self.known_keys(("track",), value, ("mlflow",))
-        uri = self.typed(("track", "mlflow"), value.get("mlflow", "off"), (str, bool), "sqlite, off or a tracking URI")
+        uri = self.typed(("track", "mlflow"), value.get("mlflow", "off"), str, "sqlite, off or a tracking URI")
         if isinstance(uri, str) and uri not in ("sqlite", "off") and "://" not in uri:
             self.problem(("track", "mlflow"), f"mlflow is {uri!r}; expected sqlite, off or a tracking URI")
-        return None if uri in ("off", False) else str(uri)
+        return None if uri == "off" else str(uri)
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion.errors import CheckpointError
+from harness.errors import TaskError
+
 if TYPE_CHECKING:
     from fusion.modelref import ModelRef
 
@@ -84,9 +87,17 @@ def generate(task: Task) -> Made:
     from harness.evaluate import Settings, live_model, respond
 
     live = live_model(task.spec["device"])
-    live.load(task.refs["model"], task.spec["dtype"])
+    loaded = live.load(task.refs["model"], task.spec["dtype"])
+    model = task.inputs["model"]
+    if loaded["model"] != model["digest"]:
+        raise CheckpointError(
+            f"model '{model['model']}' is not what it was when it was {'made' if model['path'] else 'looked at'}: its "
+            f"weights, config or tokenizer have changed ({loaded['model']} for {model['digest']}). Run again"
+        )
     settings = Settings(batch_size=task.spec["batch_size"])
     responses = respond(live, task.where["source"], task.where["doc_ids"], settings, trust=task.where["trust"])
+    if [response["id"] for response in responses] != [item.split("#")[0] for item in task.where["ids"]]:
+        raise TaskError(f"{task.where['source']}: its data have changed since this run was planned; run again")
     _write_json(task.out / "responses.json", responses)
     truncated = sum(response["truncated"] for response in responses)
     return Made({"n": len(responses), "truncated": truncated}, cost={"skeletons_loaded": live.skeletons_loaded})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import canonical
+from harness.runs import canonical
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.torture

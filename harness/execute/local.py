@@ -34,7 +34,7 @@ class Slot:
     """A place for one worker. `job` is what it is doing; `model` is whose weights it has in memory."""
 
     number: int
-    gpu: int | None = None
+    gpu: str | None = None
     job: str | None = None
     model: str | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -54,7 +54,7 @@ class Report:
 class LocalExecutor:
     """`slots` workers at once; with GPUs, each slot sees one of them."""
 
-    def __init__(self, slots: int, gpus: Sequence[int] = ()) -> None:
+    def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots = [Slot(n, gpus[n % len(gpus)] if gpus else None) for n in range(slots)]
 
     def idle(self) -> list[Slot]:
@@ -102,7 +102,7 @@ class LocalExecutor:
         ours, theirs = socket.socketpair()
         environment = {**os.environ, **ENVIRONMENT}
         if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot.gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         slot.process = subprocess.Popen(
             [sys.executable, "-m", "harness.execute.worker", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
@@ -125,7 +125,7 @@ class LocalExecutor:
         return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
-def default_slots(gpus: Sequence[int]) -> int:
+def default_slots(gpus: Sequence[str]) -> int:
     """One worker a GPU; without GPUs one a core that this process may use, as each works with one thread."""
     return len(gpus) or len(os.sched_getaffinity(0))
 

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 import time
@@ -20,9 +21,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fusion.errors import FusionError
-from harness.errors import FuseBenchError, StoreError
+from harness.errors import FuseBenchError, StoreError, UsageError
 from harness.events import event
-from harness.store import Entry, Store, disk_errors
+from harness.store import Entry, Store, folder_stamp, full, is_full
 from harness.work import Task
 
 if TYPE_CHECKING:
@@ -45,30 +46,39 @@ def main() -> None:
 
 def serve(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Do one job; the answer says `done` or `failed`, and whose fault a failure is."""
-    with open(order["log"], "ab", buffering=0) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            entry = _do(order, send)
-            return {"type": "done", "key": entry.key}
-        except StoreError as error:
-            print(error, file=sys.stderr, flush=True)
-            return {"type": "failed", "fault": "disk", "error": str(error)}
-        except (FusionError, FuseBenchError) as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            return {"type": "failed", "fault": "user", "error": str(error)}
-        except Exception as error:
-            traceback.print_exc()
-            sys.stderr.flush()
-            return {"type": "failed", "fault": "bug", "error": f"{type(error).__name__}: {error}"}
+    try:
+        with open(order["log"], "ab", buffering=0) as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        entry = _do(order, send)
+        return {"type": "done", "key": entry.key}
+    except Exception as error:
+        return {"type": "failed", **_fault(error, Path(order["store"]))}
+
+
+def _fault(error: Exception, store: Path) -> dict[str, str]:
+    """Whose fault an error is; its log gets what helps. A full disk takes no log either, and must not hide itself."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc() if not isinstance(error, FusionError | FuseBenchError) else print(error, file=sys.stderr)
+        sys.stderr.flush()
+    if is_full(error):
+        return {"fault": "disk", "error": str(error) if isinstance(error, StoreError) else f"{full(store)} ({error})"}
+    if isinstance(error, StoreError):
+        return {"fault": "disk", "error": str(error)}
+    if isinstance(error, FusionError | FuseBenchError):
+        return {"fault": "user", "error": str(error)}
+    return {"fault": "bug", "error": f"{type(error).__name__}: {error}"}
 
 
 def _do(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> Entry:
     store = Store(Path(order["store"]))
-    present = store.get(order["key"])
-    if present:
-        return present
+    with store.working(order["key"]):
+        return store.get(order["key"]) or _make(order, store, send)
+
+
+def _make(order: dict[str, Any], store: Store, send: Callable[[dict[str, Any]], None]) -> Entry:
     function = _function(order["function"])
+    _check_sources(order["stamps"])
     out = store.begin()
     scratch = store.scratch(order["key"])
     task = Task(
@@ -83,8 +93,12 @@ def _do(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> Entry:
     )
     started, cpu = time.monotonic(), time.process_time()
     _forget_peak()
-    with disk_errors(out):
+    try:
         made = function(task)
+        _check_sources(order["stamps"])
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     cost = {
         "seconds": round(time.monotonic() - started, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
@@ -98,6 +112,13 @@ def _do(order: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> Entry:
         out, order["key"], kind=order["kind"], spec=order["spec"], inputs=inputs, result=made.result, cost=cost,
         digest=made.digest,
     )  # fmt: skip
+
+
+def _check_sources(stamps: dict[str, str]) -> None:
+    """The given models are what they were when the run was planned: else its keys would be lies."""
+    for path, stamp in stamps.items():
+        if not Path(path).is_dir() or folder_stamp(Path(path)) != stamp:
+            raise UsageError(f"the files in {path} were changed while the run was going on; run again")
 
 
 def _refs(found: dict[str, Any]) -> "dict[str, ModelRef]":

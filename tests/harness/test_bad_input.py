@@ -2,10 +2,16 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
 
+from fusion.checkpoint import folder_digests
+from harness import runs
+from harness.run import Options
+from harness.run import run as run_suite
+from harness.work import FUNCTIONS
 from tests.fusion.models import save_llama, tiny_llama
 
 SUITE = """
@@ -125,7 +131,40 @@ def test_an_unknown_task_has_near_names(folder, bench):
 
 def test_an_unwritable_run_folder_is_named(folder, bench):
     (folder / "runs").write_text("a file is in the way")
-    refused(run(bench), str(folder / "runs"), "a file is in the way", code=1)
+    refused(run(bench), str(folder / "runs"), "a file is in the way")
+
+
+def test_weights_that_cannot_be_kept_cost_no_results(folder, monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "write", "tests.harness.toy:refuse")
+    outcome = run_suite(folder / "own.yaml", Options(folder / "runs", folder / "store", progress="none"))
+    assert list(outcome.failed.values()) == ["write is refused"]
+    assert not outcome.kept
+    models = json.loads((outcome.run_dir / "results.json").read_text())["models"]
+    assert {model["status"] for model in models.values()} == {"ok"}
+
+
+def test_scores_of_a_model_that_is_broken_since_are_not_read(folder):
+    options = Options(folder / "runs", folder / "store", progress="none")
+    run_dir = run_suite(folder / "own.yaml", options).run_dir
+    assert runs.read_scores(run_dir, "b") is not None
+    for path in (folder / "b").iterdir():
+        path.unlink()
+    broken = tiny_llama(7)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 2] = float("nan")
+    save_llama(folder / "b", broken)
+    assert run_suite(folder / "own.yaml", options).run_dir == run_dir
+    assert runs.read_scores(run_dir, "b") is None
+    assert runs.read_scores(run_dir, "a") is not None
+
+
+def test_the_dtype_that_a_config_states_is_part_of_a_model(folder, bench):
+    """lm-eval's `auto`, and ours, evaluates in it."""
+    shutil.copytree(folder / "a", folder / "half")
+    config = json.loads((folder / "half" / "config.json").read_text())
+    (folder / "half" / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert folder_digests(folder / "half")["weights"] == folder_digests(folder / "a")["weights"]
+    assert folder_digests(folder / "half")["model"] != folder_digests(folder / "a")["model"]
 
 
 def test_a_suite_error_shows_the_line(folder, bench):
@@ -141,7 +180,7 @@ def test_a_missing_suite_or_recipe_is_named(bench):
 
 def test_code_tasks_need_a_word_about_the_sandbox(folder, bench):
     (folder / "own.yaml").write_text(SUITE.replace("./quiz.yaml", "pocket_list_functions"))
-    refused(run(bench), "programs that models write are to be run", "write `sandbox: any`", code=1)
+    refused(run(bench), "programs that models write are to be run", "write `sandbox: any`")
 
 
 def test_merge_writes_a_folder_that_transformers_loads(folder, bench):

@@ -11,6 +11,7 @@ import pytest
 
 from harness.errors import StoreError
 from harness.events import EVENTS
+from harness.store import folder_stamp
 from tests.harness import toy
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,19 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(tmp_path):
         drive(tmp_path, [toy.job("a", value=1), toy.job("full", "a", fault="full"), toy.job("b", "full", value=2)])
     progress = drive(tmp_path, [toy.job("a", value=1)]).progress
     assert progress.cached == {"a"}
+
+
+def test_a_model_that_changes_under_a_job_fails_it(tmp_path):
+    """Its key was made for what the model was: committed, the result would be found for that for ever."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("as planned")
+    stamps = {str(model): folder_stamp(model)}
+    jobs = [toy.job("fine", value=1), toy.job("touched", "fine", value=2, fault="touch", path=str(model / "weights"))]
+    progress = toy.run(tmp_path / "store", tmp_path / "run", jobs, stamps=stamps).progress
+    assert set(progress.done) == {"fine"}
+    assert "were changed while the run was going on" in progress.failed["touched"].error
+    assert not list((tmp_path / "store" / "tmp").iterdir()), "what a failed job began is removed"
 
 
 def test_events_tell_what_happened(tmp_path):

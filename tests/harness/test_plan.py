@@ -8,7 +8,7 @@ import pytest
 
 from harness import suite as suites
 from harness.errors import TaskError
-from harness.facts import Facts, FolderFacts
+from harness.facts import LIBRARIES, Facts, FolderFacts
 from harness.plan import in_order, is_dev, plan, unique_ids
 from harness.status import failures, needs, previous_plan, status
 from harness.store import Store
@@ -42,8 +42,8 @@ def quiz(n=500, **changes):
 
 
 def facts(**changes):
-    versions = dict.fromkeys(("torch", "transformers", "tokenizers", "lm_eval"), "1.0")
-    folders = {name: FolderFacts(f"/models/{name}", f"digest of {name}", 10**6) for name in ("base", "a", "b")}
+    versions = dict.fromkeys((*LIBRARIES, "python"), "1.0")
+    folders = {name: FolderFacts(f"/models/{name}", f"digest of {name}", 10**6, "stamp") for name in ("base", "a", "b")}
     found = Facts(
         folders=folders, tasks={"quiz": quiz()}, groups={"g": ("quiz",)}, corpora={"pocket/noisy": "v1"},
         versions=versions, device="cpu", gpus=(), sandbox=None,
@@ -99,7 +99,7 @@ def test_what_changes_a_key_and_how_far_it_reaches(read):
     before = keys(plan(read(), facts()))
     ties = changed(before, keys(plan(read(TEXT.replace("density: 0.3", "density: 0.4")), facts())))
     assert ties == {"build ties", "generate ties", "judge ties"}
-    folders = facts().folders | {"b": FolderFacts("/models/b", "another digest", 10**6)}
+    folders = facts().folders | {"b": FolderFacts("/models/b", "another digest", 10**6, "stamp")}
     assert changed(before, keys(plan(read(), facts(folders=folders)))) == {
         "generate b", "judge b", "build average", "generate average", "judge average", "build ties", "generate ties",
         "judge ties", "relate a",
@@ -107,7 +107,7 @@ def test_what_changes_a_key_and_how_far_it_reaches(read):
     task = changed(before, keys(plan(read(), facts(tasks={"quiz": quiz(digest="d2")}))))
     assert {kind.split(" ")[0] for kind in task} == {"generate", "judge"}
     torch = changed(before, keys(plan(read(), facts(versions=facts().versions | {"torch": "2.0"}))))
-    assert {kind.split(" ")[0] for kind in torch} == {"fuse", "generate", "judge"}
+    assert {kind.split(" ")[0] for kind in torch} == {"build", "fuse", "generate", "judge"}
     batch = changed(before, keys(plan(read(TEXT.replace("batch_size: 8", "batch_size: 9")), facts())))
     assert {kind.split(" ")[0] for kind in batch} == {"generate", "judge"}
     moved = facts(folders={n: replace(f, path=f"/elsewhere/{n}") for n, f in facts().folders.items()})
@@ -184,7 +184,8 @@ def test_status_gives_reasons(read, tmp_path):
     assert states["build ties"].reason == "density 0.3 -> 0.4"
     waiting = [s for s in states.values() if s.job.kind == "generate" and s.job.model == "ties"]
     assert {s.reason for s in waiting} == {"needs build ties"}
-    assert needs(planned, store, fresh) == {"disk": 4 * 10**6, "memory": 10**6}, "two fusions and their two controls"
+    disk = 5 * 10**6
+    assert needs(planned, store, fresh) == {"disk": disk, "memory": 10**6}, "2 fusions, 2 controls, the best merge"
 
 
 def test_the_last_plan_and_failures_are_read_from_run_folders(tmp_path):

@@ -1,14 +1,14 @@
 """The store: whole objects or none, found by key, damaged ones made again."""
 
 import errno
-import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from harness import store as module
-from harness.errors import StoreError
-from harness.store import Store, canonical, digest_of, write_whole
+from harness.errors import StoreError, UsageError
+from harness.store import Store, canonical, digest_of, folder_stamp, is_full, write_whole
 
 
 @pytest.fixture
@@ -81,11 +81,54 @@ def test_gc_keeps_what_is_live_and_counts_what_goes(store):
     assert store.get("a" * 64) is not None and store.get("b" * 64) is None
 
 
-def test_gc_leaves_fresh_temporary_folders_and_removes_old_ones(store):
-    fresh, old = store.begin(), store.begin()
-    os.utime(old, (0, 0))
-    store.collect([])
-    assert fresh.exists() and not old.exists()
+def test_gc_removes_what_dead_writers_left_but_for_what_a_live_key_goes_on_from(store):
+    left = store.begin()
+    for key in ("a" * 64, "b" * 64):
+        store.scratch(key).mkdir(parents=True)
+    store.collect(["a" * 64])
+    assert not left.exists()
+    assert store.scratch("a" * 64).exists() and not store.scratch("b" * 64).exists()
+
+
+def test_gc_waits_for_no_run_and_hurts_none(store):
+    with store.in_use(), pytest.raises(UsageError, match="a run is using the store"), store.in_use(alone=True):
+        pass
+    with store.in_use(), store.in_use():
+        pass
+    with store.in_use(alone=True):
+        pass
+
+
+def test_a_key_is_worked_on_by_one_at_a_time(store):
+    with store.working("k" * 64):
+        other = subprocess.run(
+            ["flock", "--nonblock", str(store.root / "locks" / ("k" * 64)), "true"], check=False, capture_output=True
+        )
+        assert other.returncode == 1
+    with store.working("k" * 64):
+        pass
+
+
+def test_a_folder_is_stamped_by_its_files(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    before = folder_stamp(tmp_path)
+    assert folder_stamp(tmp_path) == before
+    (tmp_path / "weights").write_text("two, and longer")
+    assert folder_stamp(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_seen_however_it_is_wrapped(error):
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            raise ValueError("cannot write the model") from inner
+    except ValueError as outer:
+        assert is_full(outer)
+    assert not is_full(ValueError("something else"))
 
 
 def test_run_folders_are_roots_as_long_as_they_exist(store, tmp_path):
@@ -111,7 +154,7 @@ def test_a_full_disk_says_what_to_do_and_leaves_no_object(store, monkeypatch):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match=r"file.* cannot be made: a file is in the way"):
+    with pytest.raises(UsageError, match=r"file.* cannot be made: a file is in the way"):
         Store(tmp_path / "file" / "store")
 
 
@@ -120,7 +163,7 @@ def test_a_read_only_place_is_named(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(StoreError, match="cannot be written: Permission denied"):
+    with pytest.raises(UsageError, match="cannot be written: Permission denied"):
         Store(tmp_path / "store")
 
 

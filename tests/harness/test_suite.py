@@ -20,7 +20,8 @@ models:
   skilled: {train: pocket/specialist, from: base, skill: code}
 candidates:
   ties: {method: ties, base: base, models: {a: 0.8, b: 1e-1}, density: {sweep: [0.3, 1e-1]}}
-  again: {method: slerp, models: ["ties[density=0.3]", a], t: 0.25, seeds: [1, 2]}
+  again: {method: slerp, models: ["ties[density=0.3]", a], t: 0.25}
+  noisy: {method: clm, target: "ties[density=0.3]", corpus: pocket/noisy, seeds: [1, 2]}
   fused: {method: fusellm, target: base, teachers: [a, b], corpus: pocket/noisy, lambda: {sweep: [0.1, 0.9]}, steps: 3}
 evaluate:
   code: {tasks: pocket_number_functions, limit: 20}
@@ -56,7 +57,7 @@ def test_a_suite_becomes_models_in_the_order_of_need(write):
     suite = suites.load(write(GOOD))
     names = list(suite.models)
     assert set(names) == {
-        "base", "a", "b", "skilled", "ties[density=0.3]", "ties[density=0.1]", "again",
+        "base", "a", "b", "skilled", "ties[density=0.3]", "ties[density=0.1]", "again", "noisy",
         "fused[lambda=0.1]", "fused[lambda=0.9]", "fused.control",
     }  # fmt: skip
     assert names.index("ties[density=0.3]") < names.index("again")
@@ -65,7 +66,7 @@ def test_a_suite_becomes_models_in_the_order_of_need(write):
     assert (ties.row, ties.sweep, ties.params["density"]) == ("ties", {"density": 0.1}, 0.1)
     assert (ties.models, ties.weights, ties.base) == (("a", "b"), (0.8, 0.1), "base")
     assert ties.params["lambda"] == 1.0, "defaults are filled in"
-    assert suite.models["again"].seeds == (1, 2)
+    assert suite.models["noisy"].seeds == (1, 2)
     assert suite.groups[0].tasks == ("pocket_number_functions",)
     assert suite.groups[0].limit == 20
     assert (suite.dev_share, suite.kinship_base, suite.measures, suite.keep) == (0.25, "base", ("pcc",), "best")
@@ -155,6 +156,24 @@ def test_all_problems_at_once_each_with_its_place(write):
         ("suite: mine", "suite: ../mine", "`suite:` names the suite"),
         ("models:\n  base", "models:\n  ba se: {from: ./a}\n  base", "is not a name"),
         ("evaluate:", "evaluat:", "did you mean 'evaluate'?"),
+        ("{from: ./a}", "{from: ./a, revision: 12e4567}", "'revision' is inf; expected text: put it in quotes"),
+        ("{from: ./a}", "{from: ./a, revision: 2024-01-01}", "expected text: put it in quotes"),
+        (
+            "skilled: {train: pocket/specialist, from: base",
+            "skilled: {train: pocket/specialist, from: [base]",
+            "['base'] is not",
+        ),
+        ("method: ties, base: base", "method: ties, base: [base]", "['base'] is not the name of a model"),
+        ("measures: [pcc]", "measures: [[pcc]]", "unknown measure"),
+        ("lambda: {sweep: [0.1, 0.9]}", "lambda: .inf", "'lambda' is inf; expected a finite number"),
+        ("pocket/noisy, lambda", "pocket/nosy, lambda", "did you mean 'pocket/noisy'?"),
+        ("t: 0.25}", "t: 0.25, seeds: [1, 2]}", "slerp draws nothing at random"),
+        (
+            "  again:",
+            "  fused.control: {method: linear, models: [a, b]}\n  again:",
+            "'fused.control' is the name of fused's control",
+        ),
+        ("split: {dev: 0.25}", "track: {mlflow: true}", "'mlflow' is True; expected sqlite, off"),
     ],
 )
 def test_what_is_said_of_a_bad_suite(write, old, new, said):
@@ -174,8 +193,8 @@ def test_a_cycle_is_shown(write):
 
 
 def test_a_candidate_with_seeds_is_no_parent(write):
-    text = problems(write, GOOD.replace("candidates:\n", "candidates:\n  x: {method: linear, models: [again, a]}\n"))
-    assert "'again' has 2 seeds and so is no single model to build from" in text
+    text = problems(write, GOOD.replace("candidates:\n", "candidates:\n  x: {method: linear, models: [noisy, a]}\n"))
+    assert "'noisy' has 2 seeds and so is no single model to build from" in text
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "models: [", "a: b: c", "\t- x"])

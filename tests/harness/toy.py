@@ -51,6 +51,8 @@ def work(task: Task) -> Made:
         raise UsageError("this toy is the user's fault")
     if fault == "bug":
         raise ZeroDivisionError("this toy is broken")
+    if fault == "touch":
+        Path(str(task.spec["path"])).write_text("changed while the job was at work")
     if fault == "full":
         raise OSError(28, "No space left on device")
     total = task.spec["value"] + sum(i["result"]["total"] for i in task.inputs.values())
@@ -59,10 +61,16 @@ def work(task: Task) -> Made:
     return Made({"total": total})
 
 
-def run(store: Path, run_dir: Path, jobs: list[Job], slots: int = 2) -> Driver:
-    """Drive jobs on local workers."""
+def refuse(task: Task) -> Made:
+    """A job that never works."""
+    raise UsageError(f"{task.kind} is refused")
+
+
+def run(store: Path, run_dir: Path, jobs: list[Job], slots: int = 2, stamps: dict[str, str] | None = None) -> Driver:
+    """Drive jobs on local workers; `stamps` are of folders that jobs read."""
     executor = LocalExecutor(slots)
-    driver = Driver(Store(store), executor, run_dir, FUNCTIONS, lambda job, done: {})
+    models = {"refs": {}, "stamps": stamps or {}}
+    driver = Driver(Store(store), executor, run_dir, FUNCTIONS, lambda job, done: models)
     with stopping(executor):
         driver.drive({j.id: j for j in jobs})
     return driver
