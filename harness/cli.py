@@ -211,7 +211,7 @@ def track(run: str, uri: str | None, out: Path, as_json: bool) -> None:
 @json_option
 def gc(dry_run: bool, store: Path | None, as_json: bool) -> None:
     """Remove from the store what no run folder needs. A run folder that you delete is no longer kept for."""
-    from harness.run import live_keys
+    from harness.runs import live_keys
     from harness.store import Store
 
     opened = Store(_store(store))

@@ -147,17 +147,6 @@ def write_keys(run_dir: Path, driver: Driver) -> None:
     write_whole(run_dir / "objects.json", json.dumps({job: e.key for job, e in driver.progress.done.items()}, indent=1))
 
 
-def live_keys(store: Store) -> set[str]:
-    """The keys that some run folder stands on."""
-    live: set[str] = set()
-    for run_dir in store.roots():
-        path = run_dir / "objects.json"
-        if path.is_file():
-            live.update(json.loads(path.read_text()).values())
-        live.update(_keys_in_events(run_dir / "events.jsonl"))
-    return live
-
-
 def mlflow_uri(suite: Suite, out: Path) -> str:
     """Where MLflow's records go: `sqlite` is one file beside the run folders."""
     return f"sqlite:///{out.absolute() / 'mlflow.db'}" if suite.mlflow == "sqlite" else str(suite.mlflow)
@@ -174,17 +163,6 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _keys_in_events(path: Path) -> Iterator[str]:
-    """Keys of an interrupted run, which has no objects.json yet."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entry = json.loads(line)
-            if "key" in entry:
-                yield entry["key"]
 
 
 def _count(progress: Progress) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """Run folders as they are read: found by name, their results and per-sample scores. Nothing heavy is imported."""
 
 import base64
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from harness.errors import StoreError, UsageError
 from harness.stats import Scores
-from harness.store import digest_of
+from harness.store import Store, digest_of
 
 SCHEMA = 1
 
@@ -61,6 +62,17 @@ def find_run(name: str, out: Path) -> Path:
     return mine[-1]
 
 
+def live_keys(store: Store) -> set[str]:
+    """The keys that some run folder stands on."""
+    live: set[str] = set()
+    for run_dir in store.roots():
+        path = run_dir / "objects.json"
+        if path.is_file():
+            live.update(json.loads(path.read_text()).values())
+        live.update(_keys_in_events(run_dir / "events.jsonl"))
+    return live
+
+
 def canonical(results: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal between two runs of one suite on one machine: all but cost, paths and the executor."""
     models = {
@@ -85,3 +97,14 @@ def _unpack(packed: Mapping[str, Any]) -> Scores:
         return np.array(part["values"], dtype=np.float64).reshape(shape)
 
     return {group: {task: one(part) for task, part in tasks.items()} for group, tasks in packed.items()}
+
+
+def _keys_in_events(path: Path) -> Iterator[str]:
+    """Keys of an interrupted run, which has no objects.json yet."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if "key" in entry:
+                yield entry["key"]
