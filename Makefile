@@ -1,5 +1,7 @@
 # Everything starts from a fresh clone: each target makes the virtual environment that it needs.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first Python that runs and is 3.11 or 3.12: a version manager's shim may be on the path and run nothing.
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: quickstart test check fix torture clean
@@ -25,6 +27,7 @@ torture: .venv/installed-dev
 	$(BIN)/python -m pytest -m torture tests/test_torture.py
 
 .venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "fuse-bench needs Python 3.11 or 3.12; none is on the path. Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

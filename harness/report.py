@@ -270,7 +270,7 @@ def task_rows(store: Path) -> list[dict[str, Any]]:
 
 def suite_rows() -> list[dict[str, Any]]:
     """The shipped suites, each with the first line of its opening comment."""
-    from harness.suite import shipped
+    from suites import shipped
 
     rows = []
     for name, path in shipped().items():

@@ -22,6 +22,7 @@ from harness.sandbox import LEVELS
 from harness.spec import Candidate, Group, Model, Source, Suite, Trained
 from harness.store import digest_of
 from harness.yamlfile import Document, Key, under
+from suites import shipped
 
 KEYS = {
     "suite": "the suite's name: letters, digits, '-', '_' and '.'",
@@ -36,32 +37,22 @@ KEYS = {
     "sandbox": f"the least isolation that generated programs are run with: any | {' | '.join(LEVELS)}",
     "trust_task_code": "true allows task files that bring Python code (`!function`)",
 }
-SOURCE_KEYS = ("from", "revision", "dtype")
-TRAINED_KEYS = ("train", "from", "seed")
-MERGE_KEYS = ("method", "models", "base", "seeds")
-GROUP_KEYS = ("tasks", "limit", "batch_size")
+SOURCE_KEYS, TRAINED_KEYS = ("from", "revision", "dtype"), ("train", "from", "seed")
+MERGE_KEYS, GROUP_KEYS = ("method", "models", "base", "seeds"), ("tasks", "limit", "batch_size")
 DTYPES = ("float32", "bfloat16", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 
 def find(name: str) -> Path:
     """A suite by its path, or by the name of one that is shipped."""
-    path = Path(name)
-    if path.exists() or path.suffix in (".yaml", ".yml") or "/" in name:
-        if not path.is_file():
-            raise UsageError(f"there is no suite file {path}; shipped suites: {', '.join(sorted(shipped()))}")
+    path, known = Path(name), shipped()
+    if path.is_file():
         return path
-    found = shipped().get(name)
-    if found is None:
-        raise UsageError(f"there is no suite '{name}'; {did_you_mean(name, shipped())} (or give the path of a file)")
-    return found
-
-
-def shipped() -> dict[str, Path]:
-    """The suites that come with fuse-bench, by name."""
-    import suites
-
-    return {path.stem: path for path in sorted(Path(suites.__file__).parent.glob("*.yaml"))}
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise UsageError(f"there is no suite file {path}; shipped suites: {', '.join(known)}")
+    if name not in known:
+        raise UsageError(f"there is no suite '{name}'; {did_you_mean(name, known)} (or give the path of a file)")
+    return known[name]
 
 
 def load(path: Path) -> Suite:
