@@ -129,14 +129,16 @@ class Driver:
     def _choose(self, slot: Slot) -> str:
         """The next job for a worker: of the model that it has in memory, else of one that no other worker has.
 
-        What makes models comes before what scores them, since other models wait for it.
+        What makes models comes before what scores them, since other models wait for it; what needs no weights, such as
+        judging, before what would swap them.
         """
         elsewhere = {s.model for s in self.executor.idle() if s is not slot} | self._busy_models()
 
         def rank(job_id: str) -> tuple[bool, bool, bool]:
             job = self.jobs[job_id]
             scores = job.kind in ("generate", "judge", "relate")
-            return (scores, job.model != slot.model, job.model is not None and job.model in elsewhere)
+            swaps = job.model is not None and job.model != slot.model
+            return (scores, swaps, swaps and job.model in elsewhere)
 
         return min(self.ready, key=rank)
 
