@@ -22,15 +22,12 @@ from harness.store import Entry, write_whole
 
 SPLITS = ("dev", "test")
 
-# instance -> split -> group -> task -> metric -> one value an item, in the suite's order; "" is the metric that counts
-Samples = dict[str, dict[str, dict[str, dict[str, dict[str, list[float]]]]]]
-
 
 def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, dict[str, Scores]]]:
     """(results as contract 4 has them, scores by split and model) of everything that is done."""
     suite = plan.suite
     samples = {name: _samples(plan, progress, name) for name in instances(suite)}
-    scores = {split: _by_model(plan, samples, split) for split in SPLITS}
+    scores = {split: _by_model(plan, suite.models, samples, split) for split in SPLITS}
     ranks = stats.ranks(scores["test"]) if scores["test"] else {}
     models = {}
     for name, model in suite.models.items():
@@ -96,7 +93,10 @@ def _suite(plan: Plan) -> dict[str, Any]:
 
 
 def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
-    """Per-sample values of one model, by split, group, task and metric; tasks that are not complete are left out."""
+    """Per-sample values of one model, by split, group, task and metric ("" is the one that counts).
+
+    Values are in the suite's order of items; tasks that are not complete are left out.
+    """
     found: dict[str, Any] = {split: {} for split in SPLITS}
     for group, tasks in plan.items.items():
         for task, items in tasks.items():
@@ -126,11 +126,11 @@ def _replicates(name: str, model: Model) -> list[str]:
     return [instance_name(model, seed) for seed in model.seeds] if isinstance(model, Candidate) else [name]
 
 
-def _by_model(plan: Plan, samples: Mapping[str, Any], split: str) -> dict[str, Scores]:
-    """Scores of the models whose every task is complete."""
+def _by_model(plan: Plan, models: Mapping[str, Model], samples: Mapping[str, Any], split: str) -> dict[str, Scores]:
+    """Scores of those models whose every task is complete."""
     wanted = plan.facts.groups
     found: dict[str, Scores] = {}
-    for name, model in plan.suite.models.items():
+    for name, model in models.items():
         parts = [samples[instance][split] for instance in _replicates(name, model)]
         if all(set(part.get(group, {})) == set(tasks) for part in parts for group, tasks in wanted.items()):
             found[name] = {
@@ -302,11 +302,18 @@ def _choose(models: Mapping[str, dict[str, Any]]) -> None:
                 models[name]["sweep"]["chosen"] = name == best
 
 
-def best_merge(results: Mapping[str, Any]) -> str | None:
-    """The merge whose weights `keep: best` writes: best on dev, or on test where there is no dev split."""
-    merged = {n: r.get("dev_score", r.get("score")) for n, r in results["models"].items() if r["kind"] == "merged"}
-    scored = {name: score["value"] for name, score in merged.items() if score}
-    return max(scored, key=lambda name: scored[name]) if scored else None
+def best_merge(plan: Plan, progress: Progress) -> list[str]:
+    """The merge (each of its replicates) that `keep: best` writes: best on dev, or on test where there is no dev split.
+
+    Empty where no merge has all its scores.
+    """
+    merged = {n: m for n, m in plan.suite.models.items() if isinstance(m, Candidate) and m.kind == "merged"}
+    samples = {one: _samples(plan, progress, one) for n, m in merged.items() for one in _replicates(n, m)}
+    scores = _by_model(plan, merged, samples, "dev") or _by_model(plan, merged, samples, "test")
+    if not scores:
+        return []
+    best = max(scores, key=lambda name: stats.overall(scores[name]).value)
+    return _replicates(best, merged[best])
 
 
 def _pack(scores: Scores) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def print_outcome(outcome: Outcome) -> None:
     click.echo(f"{jobs['total']} jobs: {', '.join(parts)}; {outcome.seconds:.0f} s")
     click.echo(f"results:     {shown(outcome.run_dir / 'results.json')}")
     for name, folder in outcome.kept.items():
-        click.echo(f"weights:     {shown(folder)}  ({name}, the best merge)")
+        click.echo(f"weights:     {shown(folder)}  ({name})")
     click.echo(f"leaderboard: {shown(outcome.run_dir / 'leaderboard.html')}  (and .md, .csv, .json)")
     if outcome.ui:
         click.echo(f"MLflow:      {outcome.ui}")

@@ -87,8 +87,7 @@ def work_off(planned: Plan, store: Store, run_dir: Path, options: Options) -> Pr
         try:
             progress = driver.drive(planned.jobs)
             if planned.suite.keep == "best":
-                best = record.best_merge(record.assemble(planned, progress)[0])
-                for name in replicates(planned, best):
+                for name in record.best_merge(planned, progress):
                     driver.drive({f"write {name}": write_job(name, f"build {name}")})
         except KeyboardInterrupt:
             raise Interrupted(
@@ -104,10 +103,7 @@ def send(results: Mapping[str, Any], run_dir: Path, uri: str) -> tuple[str | Non
     from harness.track import TrackError, track, ui_command
 
     try:
-        # Two processes that open a fresh SQLite store at once both try to lay its tables, and one or both fail.
-        with open(run_dir.parent / ".mlflow.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            tracked = track(results, run_dir, uri)
+        tracked = track(results, run_dir, uri)
     except TrackError as error:
         return None, (str(error),)
     return (None, (tracked.hint,)) if tracked.hint else (ui_command(uri), ())
@@ -150,12 +146,6 @@ def write_keys(run_dir: Path, driver: Driver) -> None:
 def mlflow_uri(suite: Suite, out: Path) -> str:
     """Where MLflow's records go: `sqlite` is one file beside the run folders."""
     return f"sqlite:///{out.absolute() / 'mlflow.db'}" if suite.mlflow == "sqlite" else str(suite.mlflow)
-
-
-def replicates(planned: Plan, name: str | None) -> list[str]:
-    """The single models of a merged row."""
-    ids = [job.model for job in planned.jobs.values() if job.kind == "build" and job.model]
-    return [model for model in ids if name is not None and (model == name or model.startswith(f"{name}@"))]
 
 
 def free_bytes(folder: Path) -> int:

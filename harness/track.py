@@ -2,9 +2,11 @@
 
 MLflow is a mirror: results.json stays the truth and can be sent again at any time. What has arrived is recognised by
 digests in tags, so sending the same results twice adds nothing and an interrupted sending is completed. Only the driver
-calls this: several processes that open a fresh SQLite store at once destroy it.
+calls this, under a lock: several processes that open a fresh SQLite store at once destroy it.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -63,14 +65,11 @@ def track(results: Mapping[str, Any], run_dir: Path, uri: str) -> Tracked:
     again = f"fuse-bench track {shlex.quote(str(run_dir))}"
     _check_uri(uri)
     try:
-        client = _client(uri)
+        with _alone(uri):
+            return _send(_client(uri), results, run_dir, uri, experiment)
     except ImportError:
         hint = f"MLflow is not installed, nothing was sent; install it (pip install mlflow) and run: {again}"
         return Tracked(uri, experiment, None, hint=hint)
-    except Exception as error:
-        raise _failed(uri, again, error) from error
-    try:
-        return _send(client, results, run_dir, uri, experiment)
     # MLflow lets through what SQLAlchemy, alembic, requests and the file system raise; none of it may end the run.
     except Exception as error:
         raise _failed(uri, again, error) from error
@@ -90,13 +89,24 @@ def ui_command(uri: str) -> str:
 def _client(uri: str) -> Any:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    if uri.startswith("sqlite:///"):
-        _store_folder(uri).mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold an SQLite store, whose folder is made, against other processes; a server looks after itself."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    folder = _store_folder(uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".mlflow.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _send(client: Any, results: Mapping[str, Any], run_dir: Path, uri: str, experiment: str) -> Tracked:

@@ -90,10 +90,11 @@ def test_the_config_digest_ignores_bookkeeping_only(tmp_path: Path) -> None:
             (folder / "generation_config.json").write_text(json.dumps(generation))
         return config_digest(folder)
 
-    plain = digest("a", {"rope_theta": 1e4, "dtype": "float32", "_name_or_path": "x", "transformers_version": "4"})
-    assert digest("b", {"torch_dtype": "bfloat16", "rope_theta": 1e4}) == plain
+    plain = digest("a", {"rope_theta": 1e4, "_name_or_path": "x", "transformers_version": "4"})
+    assert digest("b", {"transformers_version": "5", "rope_theta": 1e4}) == plain
     assert digest("c", {"rope_theta": 5e5}) != plain
     assert digest("d", {"rope_theta": 1e4}, {"eos_token_id": 2}) != plain
+    assert digest("e", {"rope_theta": 1e4, "dtype": "bfloat16"}) != plain, "it is what the model computes in"
 
 
 def test_the_tokenizer_digest_follows_content_not_where_it_was_saved(tmp_path: Path) -> None:
