@@ -168,7 +168,11 @@ def compare(a: str, b: str, group: str | None, out: Path, as_json: bool) -> None
 @cli.command()
 @click.argument("run", default="latest")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "wide", "md", "csv", "html"]), default="text", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["text", "wide", "md", "csv", "json", "html"]),
+    default="text",
+    show_default=True,
 )
 @out_option
 @json_option

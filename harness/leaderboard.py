@@ -241,7 +241,7 @@ def _notes(found: Board, hidden: Sequence[str]) -> list[str]:
         notes[0] += f" {CHOSEN} is best of its sweep on dev."
     if hidden:
         notes.append(f"Too narrow to show: {', '.join(plain(group) for group in hidden)}.")
-    notes += [f"No score: {plain(row.name)} ({plain(row.reason)})" for row in found.left_out]
+    notes += [f"No score: {plain(row.name)} ({plain(str(row.reason).splitlines()[0])})" for row in found.left_out]
     notes += [f"Not a number, left out: {plain(path)}" for path in found.damaged]
     return [*notes, plain(found.says)] if found.says else notes
 

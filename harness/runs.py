@@ -58,7 +58,7 @@ def find_run(name: str, out: Path) -> Path:
     mine = runs if name == "latest" else [p for p in runs if re.fullmatch(re.escape(name) + "-[0-9a-f]{8}", p.name)]
     if not mine:
         known = ", ".join(sorted({p.name.rpartition("-")[0] for p in runs})) or "none yet"
-        raise UsageError(f"there is no run '{name}' in {out}; suites with runs there: {known}")
+        raise UsageError(f"there is no run '{name}' in {out}; suites with runs there: {known} (elsewhere: --out)")
     return mine[-1]
 
 

@@ -40,7 +40,7 @@ KEYS = {
 SOURCE_KEYS, TRAINED_KEYS = ("from", "revision", "dtype"), ("train", "from", "seed")
 MERGE_KEYS, GROUP_KEYS = ("method", "models", "base", "seeds"), ("tasks", "limit", "batch_size")
 DTYPES = ("float32", "bfloat16", "float16")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*$")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 
 def find(name: str) -> Path:

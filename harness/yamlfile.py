@@ -27,7 +27,9 @@ class Document:
 
     def error(self, problems: Sequence[Problem]) -> SuiteError:
         """One error that shows every problem at its place, in the file's order."""
-        placed = sorted(((self._place(p), p) for p in problems), key=lambda pair: pair[0])
+        # The points of a sweep share what is wrong with their line, which is one mistake.
+        unique = {(self._place(p), p.message): p for p in problems}
+        placed = sorted(((place, p) for (place, _), p in unique.items()), key=lambda pair: pair[0])
         shown = [show(self.path, self.lines, place, p.message, p.hint) for place, p in placed]
         count = f"{len(shown)} problem{'s' if len(shown) > 1 else ''} in {self.path}"
         return SuiteError("\n\n".join([*shown, count]))
