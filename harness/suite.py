@@ -56,10 +56,7 @@ def find(name: str) -> Path:
 
 
 def load(path: Path) -> Suite:
-    """Read and check a suite.
-
-    Raises SuiteError with every problem of the file.
-    """
+    """Read and check a suite. Raises SuiteError with every problem of the file."""
     document = Document(path)
     reader = _Reader(document.data, path)
     suite = reader.suite()
