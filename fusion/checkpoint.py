@@ -5,12 +5,10 @@ computed on demand is another. The format: https://huggingface.co/docs/safetenso
 header of names, dtypes, shapes and offsets, then the tensors' bytes.
 """
 
-import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -57,9 +55,6 @@ CHAT_TEMPLATES = "additional_chat_templates"
 # The head of a model whose config ties it to the input embedding: some tools store the copy all the same.
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Bookkeeping that a library writes on saving and that changes no output.
-CONFIG_BOOKKEEPING = ("_name_or_path", "transformers_version", "_from_model_config")
-TOKENIZER_BOOKKEEPING = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "is_local", "local_files_only")
 
 
 @runtime_checkable
@@ -163,7 +158,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             hint = "it is a LoRA adapter: merge it into its base model first and give that folder"
         raise CheckpointError(f"{folder} has no {CONFIG}: {hint}")
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -175,64 +170,6 @@ def tokenizer_files(folder: Path) -> list[Path]:
         )
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return sorted([*files, *(folder / CHAT_TEMPLATES).glob("*.jinja")])
-
-
-def tensor_digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 over a tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(json.dumps([name, DTYPE_NAMES[tensor.dtype], list(tensor.shape)]).encode())
-    digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's bytes in row-major order, without a copy where it is contiguous on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def join_digests(digests: Iterable[str]) -> str:
-    """One digest of all tensors' digests, whatever their order."""
-    return _sha256("\n".join(sorted(digests)).encode())
-
-
-def weights_digest(source: Source) -> str:
-    """The identity of a model's weights: names, dtypes, shapes and bytes, whatever the order or the sharding."""
-    return join_digests(tensor_digest(name, source.tensor(name)) for name in source.names())
-
-
-def config_digest(folder: Path) -> str:
-    """The identity of config.json and generation_config.json, without the keys that change no output."""
-    generation = folder / GENERATION_CONFIG
-    both = {
-        "config": _without(read_config(folder), CONFIG_BOOKKEEPING),
-        "generation": _without(_read_json(generation), CONFIG_BOOKKEEPING) if generation.is_file() else None,
-    }
-    return _sha256(json.dumps(both, sort_keys=True).encode())
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """The identity of the tokenizer's files. Raises CheckpointError when the folder has no tokenizer."""
-    lines = []
-    for file in tokenizer_files(folder):
-        content = file.read_bytes()
-        if file.name == "tokenizer_config.json":
-            content = json.dumps(_without(_read_json(file), TOKENIZER_BOOKKEEPING), sort_keys=True).encode()
-        lines.append(f"{file.relative_to(folder).as_posix()} {_sha256(content)}")
-    return _sha256("\n".join(lines).encode())
-
-
-def model_digest(weights: str, config: str, tokenizer: str) -> str:
-    """A model's identity: what scores belong to."""
-    return _sha256("\n".join([weights, config, tokenizer]).encode())
-
-
-def folder_digests(folder: Path) -> dict[str, str]:
-    """The digests "weights", "config", "tokenizer" and "model" of a model folder. Raises CheckpointError."""
-    parts = {
-        "weights": weights_digest(Checkpoint(folder)),
-        "config": config_digest(folder),
-        "tokenizer": tokenizer_digest(folder),
-    }
-    return {**parts, "model": model_digest(**parts)}
 
 
 def check_same(sources: Mapping[str, Source]) -> None:
@@ -271,17 +208,6 @@ def check_finite(tensor: Tensor, name: str, model: str) -> None:
             f"{model}: tensor {name} holds {nans} NaN and {infinities} infinite of {tensor.numel()} values; "
             "its training diverged or the file is damaged: use another checkpoint"
         )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread, so that the order of sums, and with it the bytes, does not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _differences(name: str, a: Source, b: Source) -> list[str]:
@@ -331,7 +257,7 @@ def _check_index(folder: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{folder / INDEX} has no 'weight_map': download the file again")
     return weight_map
@@ -377,7 +303,8 @@ def _damaged(file: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{file} {what}: copy or download it again")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises CheckpointError when it is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -385,13 +312,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds {type(content).__name__} where a JSON object belongs")
     return content
-
-
-def _without(content: Any, keys: tuple[str, ...]) -> Any:
-    if isinstance(content, dict):
-        return {key: _without(value, keys) for key, value in content.items() if key not in keys}
-    return [_without(value, keys) for value in content] if isinstance(content, list) else content
-
-
-def _sha256(content: bytes) -> str:
-    return "sha256:" + hashlib.sha256(content).hexdigest()

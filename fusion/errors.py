@@ -3,6 +3,7 @@
 FusionError
 ├── CheckpointError   weights missing, truncated, pickled or not readable; a tokenizer or config missing
 ├── MismatchError     models whose tensors do not agree; names every one of them
+├── LineageError      models that share no ancestor
 ├── RecipeError       unknown method or parameter, a value out of range, a base that a method needs
 └── TrainingError     an empty corpus, a loss that is not a number
 """
@@ -18,6 +19,10 @@ class CheckpointError(FusionError):
 
 class MismatchError(FusionError):
     """Models that cannot be combined, with every tensor that differs."""
+
+
+class LineageError(FusionError):
+    """Models that come from different ancestors, with the numbers that say so."""
 
 
 class RecipeError(FusionError):
