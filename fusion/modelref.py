@@ -2,50 +2,91 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fusion.checkpoint import Checkpoint, Source
 from fusion.errors import RecipeError
 from fusion.methods.apply import Merge
-from fusion.recipe import Folder, Recipe
+from fusion.recipe import Recipe
 
-__all__ = ["Delta", "Folder", "ModelRef", "from_json", "open_ref", "to_json"]
+
+@dataclass(frozen=True)
+class Folder:
+    """A model on disk: the path of a transformers folder (config.json, *.safetensors, tokenizer).
+
+    `adapter` is the path of a LoRA folder (peft's adapter_config.json and its weights) that is added to it.
+    """
+
+    path: str
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A merge that is computed when it is read. `parents` are by the recipe's names, the base included."""
+    """A merge that is computed when it is read. `parents` are by the recipe's names, the base included.
+
+    `statistics` is what is known of each model's data, by the model's name: the path of a statistics folder.
+    """
 
     recipe: Recipe
     parents: tuple[tuple[str, "ModelRef"], ...]
+    statistics: tuple[tuple[str, str], ...] = ()
 
 
-ModelRef = Folder | Delta
+@dataclass(frozen=True)
+class Routed:
+    """One model a group of tasks: `routes` says which model answers for which group."""
+
+    routes: tuple[tuple[str, "ModelRef"], ...]
+
+
+ModelRef = Folder | Delta | Routed
 
 
 def to_json(ref: ModelRef) -> dict[str, Any]:
     """A JSON object, tagged with its type, from which `from_json` makes an equal ref."""
     if isinstance(ref, Folder):
-        return {"type": "folder", "path": ref.path}
+        adapter = {} if ref.adapter is None else {"adapter": ref.adapter}
+        return {"type": "folder", "path": ref.path, **adapter}
+    if isinstance(ref, Routed):
+        return {"type": "routed", "routes": [[group, to_json(route)] for group, route in ref.routes]}
     parents = [[name, to_json(parent)] for name, parent in ref.parents]
-    return {"type": "delta", "recipe": ref.recipe.to_json(), "parents": parents}
+    statistics = {"statistics": [list(pair) for pair in ref.statistics]} if ref.statistics else {}
+    return {"type": "delta", "recipe": ref.recipe.to_json(), "parents": parents, **statistics}
 
 
 def from_json(content: Mapping[str, Any]) -> ModelRef:
     """The ref that `to_json` wrote. Raises RecipeError for a type that is not known."""
     if content.get("type") == "folder":
-        return Folder(content["path"])
+        return Folder(content["path"], content.get("adapter"))
+    if content.get("type") == "routed":
+        return Routed(tuple((group, from_json(route)) for group, route in content["routes"]))
     if content.get("type") == "delta":
         parents = tuple((name, from_json(parent)) for name, parent in content["parents"])
-        return Delta(Recipe.from_json(content["recipe"]), parents)
-    raise RecipeError(f"unknown type of model reference: {content.get('type')!r}; known: folder, delta")
+        statistics = tuple((model, path) for model, path in content.get("statistics", ()))
+        return Delta(Recipe.from_json(content["recipe"]), parents, statistics)
+    raise RecipeError(f"unknown type of model reference: {content.get('type')!r}; known: folder, delta, routed")
 
 
-def open_ref(ref: ModelRef) -> Source:
+def open_ref(ref: ModelRef, threads: int = 1, device: str = "cpu") -> Source:
     """The model's tensors, one at a time: of a folder by mmap, of a merge computed when asked for.
 
-    Raises CheckpointError, MismatchError or RecipeError when the model cannot be had.
+    threads, device: how a merge is computed (see Merge). Raises CheckpointError, MismatchError or RecipeError when the
+    model cannot be had; RecipeError too for a routed model, which is as many models as it has routes.
     """
     if isinstance(ref, Folder):
-        return Checkpoint(ref.path)
-    return Merge(ref.recipe, {name: open_ref(parent) for name, parent in ref.parents})
+        source = Checkpoint(ref.path)
+        if ref.adapter is None:
+            return source
+        from fusion.adapter import Adapted
+
+        return Adapted(source, Path(ref.adapter))
+    if isinstance(ref, Routed):
+        routes = ", ".join(group for group, _ in ref.routes)
+        raise RecipeError(f"a routed model is one model a group ({routes}), not one: open one of its routes")
+    parents = {name: open_ref(parent, threads, device) for name, parent in ref.parents}
+    if ref.statistics:
+        statistics = {model: Path(path) for model, path in ref.statistics}
+        return Merge(ref.recipe, parents, threads=threads, device=device, statistics=statistics)
+    return Merge(ref.recipe, parents, threads=threads, device=device)

@@ -5,14 +5,24 @@
         density: float = param(0.5, low=0.0, high=1.0, help="share of each task vector that is kept")
 
 A field named with a trailing underscore (`lambda_`) is written without it in YAML (`lambda`).
+
+A number of a merge method may vary over the tensors of a model, as mergekit's recipes have it: a list of numbers is a
+gradient over the layers, a list of {filter, value} goes by the tensor's name (`Varied` below). One that is declared
+
+    density: PerModel = param(0.5, ...)
+
+may also differ by model; a method then gets a tuple in the models' order.
 """
 
 import difflib
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+# A parameter that each model may have for itself.
+PerModel = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,11 @@ def param(
     return field(default=default, metadata={"low": low, "high": high, "open_low": open_low, "help": help})
 
 
+@dataclass(frozen=True)
+class _Weight:
+    weight: float = param(1.0, help="how much a model counts")
+
+
 def yaml_name(f: Field[Any]) -> str:
     """The name a user writes for a field."""
     return f.name.rstrip("_")
@@ -50,9 +65,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"known: {', '.join(names)}" if names else None
 
 
-def fill(params: type, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+def fill(
+    params: type, given: Mapping[str, Any], varied: bool = False, defaults: bool = True
+) -> tuple[dict[str, Any], list[Problem]]:
     """Check what was given against a dataclass of parameters and fill in the defaults.
 
+    `varied` lets numbers vary over tensors; without `defaults` what is not given is left out.
     Returns (values by the name a user writes, problems). The values are complete only when there are no problems.
     """
     known = {yaml_name(f): f for f in fields(params)}
@@ -65,10 +83,12 @@ def fill(params: type, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[P
     values: dict[str, Any] = {}
     for name, f in known.items():
         if name in given:
-            value, problem = _check(given[name], hints[f.name], f)
-            values[name] = value
+            check = _check_varied if varied else _check
+            values[name], problem = check(given[name], hints[f.name], f)
             if problem:
                 problems.append(Problem((name,), f"'{name}' {problem}"))
+        elif not defaults:
+            continue
         elif f.default is not MISSING:
             values[name] = f.default
         else:
@@ -81,6 +101,50 @@ def build(params: type, values: Mapping[str, Any]) -> Any:
     return params(**{f.name: values[yaml_name(f)] for f in fields(params)})
 
 
+def build_at(
+    params: type, values: Mapping[str, Any], own: Sequence[Mapping[str, Any]], tensor: str, depth: float
+) -> Any:
+    """The dataclass for one tensor, from values that `fill` has checked and what each model has for itself.
+
+    depth: where the tensor's layer lies, from 0 (the first, and all that is in no layer) to 1 (the last).
+    """
+    hints = get_type_hints(params)
+    found = {}
+    for f in fields(params):
+        name = yaml_name(f)
+        shared = value_at(values[name], tensor, depth, f.default)
+        if hints[f.name] == PerModel:
+            shared = tuple(value_at(mine[name], tensor, depth, shared) if name in mine else shared for mine in own)
+        found[f.name] = shared
+    return params(**found)
+
+
+def value_at(value: Any, tensor: str, depth: float, default: Any = None) -> Any:
+    """A value that may vary, for one tensor: `default` where no filter of it matches the tensor's name."""
+    if not isinstance(value, list):
+        return value
+    if isinstance(value[0], Mapping):
+        for entry in value:
+            pattern = entry.get("filter")
+            if pattern in (None, "*") or pattern in tensor:
+                return value_at(entry["value"], tensor, depth, default)
+        return default
+    place = depth * (len(value) - 1)
+    left = min(int(place), len(value) - 2) if len(value) > 1 else 0
+    right = min(left + 1, len(value) - 1)
+    return value[left] * (1 - (place - left)) + value[right] * (place - left) if right > left else float(value[0])
+
+
+def check_weight(weight: Any) -> tuple[Any, str | None]:
+    """A model's weight as `fill` would give it, and what is wrong with it: any number, which may vary over tensors."""
+    return _check_varied(weight, float, _Weight.__dataclass_fields__["weight"])
+
+
+def is_varied(value: Any) -> bool:
+    """Whether a checked value differs between tensors."""
+    return isinstance(value, list)
+
+
 def describe(params: type) -> list[dict[str, Any]]:
     """Name, type, default, range and help of every parameter, for `fuse-bench methods` and the JSON Schema."""
     hints = get_type_hints(params)
@@ -88,6 +152,7 @@ def describe(params: type) -> list[dict[str, Any]]:
         {
             "name": yaml_name(f),
             "type": type_name(hints[f.name]),
+            "per_model": hints[f.name] == PerModel,
             "required": f.default is MISSING,
             "default": None if f.default is MISSING else f.default,
             "low": f.metadata.get("low"),
@@ -110,6 +175,8 @@ def type_name(hint: Any) -> str:
         return " | ".join(str(value) for value in get_args(hint))
     if _is_union(hint):
         return " | ".join(type_name(arm) for arm in get_args(hint))
+    if hint == PerModel:
+        return "number"
     plain = {float: "number", int: "integer", str: "text", bool: "true or false", type(None): "null"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -118,8 +185,35 @@ def _is_union(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType)
 
 
+def _check_varied(value: Any, hint: Any, f: Field[Any]) -> tuple[Any, str | None]:
+    """As `_check`, for a number that may be a gradient (a list of numbers) or a list of {filter, value}."""
+    number = hint in (float, int, PerModel)
+    if not isinstance(value, list) or not number:
+        return _check(value, hint, f)
+    if not value:
+        return value, "is an empty list; expected numbers, or {filter, value}"
+    checked: list[Any] = []
+    for entry in value:
+        filtered = isinstance(entry, Mapping)
+        if filtered and (not {"value"} <= set(entry) <= {"filter", "value"} or not _is_name(entry.get("filter"))):
+            return value, f"has {dict(entry)!r}; expected {{filter: part of a tensor's name, value: number}}"
+        if filtered != isinstance(value[0], Mapping):
+            return value, "mixes numbers with {filter, value}; expected the one or the other"
+        found, problem = (_check_varied if filtered else _check)(entry["value"] if filtered else entry, hint, f)
+        if problem:
+            return value, problem
+        checked.append({"filter": entry.get("filter"), "value": found} if filtered else found)
+    return checked, None
+
+
+def _is_name(pattern: Any) -> bool:
+    return pattern is None or isinstance(pattern, str)
+
+
 def _check(value: Any, hint: Any, f: Field[Any]) -> tuple[Any, str | None]:
     """The value in its declared type, and what is wrong with it."""
+    if hint == PerModel:
+        hint = float
     if _is_union(hint):
         tried = [_check(value, arm, f) for arm in get_args(hint)]
         good = [arm for arm in tried if arm[1] is None]
