@@ -156,7 +156,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         hint = "give the folder of a transformers model"
         if (folder / "adapter_config.json").is_file():
-            hint = "it is a LoRA adapter: merge it into its base model first and give that folder"
+            hint = "it is a LoRA adapter: write base+adapter in a recipe, or `from:` and `adapter:` in a suite"
         raise CheckpointError(f"{folder} has no {CONFIG}: {hint}")
     return read_json(folder / CONFIG)
 

@@ -82,7 +82,7 @@ def source_digests(source: Source) -> dict[str, str]:
     parts = {
         "weights": weights_digest(source),
         "config": config_digest(source.donor),
-        "tokenizer": tokenizer_digest(source.donor),
+        "tokenizer": tokenizer_digest(getattr(source, "tokenizer", source.donor)),
     }
     return {**parts, "model": model_digest(**parts)}
 

@@ -2,17 +2,18 @@
 
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusion import card, chat
 from fusion.checkpoint import (
     CONFIG,
     DTYPE_NAMES,
@@ -21,17 +22,20 @@ from fusion.checkpoint import (
     SINGLE,
     Checkpoint,
     Source,
-    config_digest,
-    join_digests,
-    model_digest,
-    read_config,
-    tensor_bytes,
-    tensor_digest,
-    tokenizer_digest,
+    read_json,
     tokenizer_files,
 )
+from fusion.digests import config_digest, join_digests, model_digest, tensor_bytes, tensor_digest, tokenizer_digest
+from fusion.embeddings import laid_over
 from fusion.errors import CheckpointError, MismatchError
-from fusion.modelref import ModelRef, open_ref
+from fusion.lineage import Lineage, check_kin
+from fusion.methods.apply import Merge, config_of
+from fusion.modelref import Delta, ModelRef, open_ref
+from fusion.stream import in_order
+from fusion.tokens import tokenizer_folder
+
+# In a folder as long as it is being written: what a killed write leaves may be written over.
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -43,35 +47,59 @@ class Shard:
     size: int
 
 
-def write(ref: ModelRef, out: Path, shard_bytes: float = 5e9) -> dict[str, Any]:
+def write(
+    ref: ModelRef, out: Path, shard_bytes: float = 5e9, threads: int = 1, device: str = "cpu", check: bool = False
+) -> dict[str, Any]:
     """Write a model to a folder, which must be empty or absent, and give its identity.
 
-    One tensor is in memory at a time. Returns {"digest" (of the model), "weights", "config", "tokenizer" (digests),
-    "tensors", "bytes", "shards"}. Raises CheckpointError when `out` holds something or cannot be written; what was
-    written by then is removed.
+    At most `threads` + 1 tensors are in memory at a time. check: look first whether a merge's models are kin.
+    Returns {"digest" (of the model), "weights", "config", "tokenizer" (digests), "tensors", "bytes", "shards", and of a
+    merge "parents" (their weights' digests), "lineage" and "ledger" (what was done with each tensor)}.
+    Raises CheckpointError when `out` holds something or cannot be written (what was written by then is removed), and
+    LineageError when the models are strangers.
     """
-    source = open_ref(ref)
-    beside = _side_files(source.donor)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty: give another folder, or remove it first")
+    _make_room(out)
+    kin = check_lineage(ref) if check else {}
+    source = open_ref(ref, threads, device)
+    tokenizer_files(tokenizer_folder(source))
     existed = out.is_dir()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        weights = _write_weights(source, out, shard_bytes)
-        for file in beside:
-            target = out / file.relative_to(source.donor)
-            target.parent.mkdir(exist_ok=True)
-            _write_bytes(target, file.read_bytes())
+        (out / PARTIAL).touch()
+        with ThreadPoolExecutor(1) as aside:
+            parents = aside.submit(card.parents, ref)
+            weights = _write_weights(source, out, shard_bytes, threads)
+            about = card.about(source, parents.result(), kin) if isinstance(ref, Delta) else {}
+        _write_beside(source, out)
+        if isinstance(ref, Delta):
+            (out / card.FILE).write_text(card.text(ref, about), encoding="utf-8")
         # Last, since a folder without it is no model: a reader never takes a half-written one for whole.
         _write_config(source, out)
-        _sync_folder(out)
+        (out / PARTIAL).unlink()
     except BaseException as error:
         _remove(out, existed)
         if isinstance(error, OSError):
             raise CheckpointError(f"cannot write the model to {out}: {error.strerror or error}") from error
         raise
     digests = {"weights": weights.pop("digest"), "config": config_digest(out), "tokenizer": tokenizer_digest(out)}
-    return {"digest": model_digest(**digests), **digests, **weights}
+    return {"digest": model_digest(**digests), **digests, **weights, **about}
+
+
+def check_lineage(ref: ModelRef) -> dict[str, Lineage]:
+    """What each model of a merge shares with its base (without one: with the first), stage by stage.
+
+    Raises LineageError when one of them shares nothing, unless the recipe allows it.
+    """
+    if not isinstance(ref, Delta):
+        return {}
+    found: dict[str, Lineage] = {}
+    for _, parent in ref.parents:
+        found |= check_lineage(parent)
+    recipe = ref.recipe
+    if recipe.allow_unrelated:
+        return found
+    sources = {name: open_ref(parent) for name, parent in ref.parents}
+    return found | check_kin(sources, recipe.base or recipe.models[0])
 
 
 def load_into(model: nn.Module, source: Source) -> str:
@@ -86,16 +114,16 @@ def load_into(model: nn.Module, source: Source) -> str:
         return join_digests(_copy_tensor(source, name, targets.get(name)) for name in source.names())
 
 
-def _write_weights(source: Source, out: Path, shard_bytes: float) -> dict[str, Any]:
+def _write_weights(source: Source, out: Path, shard_bytes: float, threads: int) -> dict[str, Any]:
     shards = _shards(source, shard_bytes)
     digests: list[str] = []
     for shard in shards:
-        digests += _write_shard(source, shard, out / shard.file)
+        digests += _write_shard(source, shard, out / shard.file, threads)
     size = sum(shard.size for shard in shards)
     if len(shards) > 1:
         files = {name: shard.file for shard in shards for name in shard.tensors}
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
-        _write_bytes(out / INDEX, json.dumps(index, indent=2).encode())
+        (out / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     return {
         "digest": join_digests(digests),
         "tensors": len(digests),
@@ -122,21 +150,20 @@ def _shards(source: Source, shard_bytes: float) -> list[Shard]:
     return [Shard(*parts) for parts in zip(files, map(tuple, ordered), sizes, strict=True)]
 
 
-def _write_shard(source: Source, shard: Shard, path: Path) -> list[str]:
+def _write_shard(source: Source, shard: Shard, path: Path, threads: int) -> list[str]:
     """Header first, since shapes and dtypes are known, then each tensor's bytes as it is made; gives their digests."""
+
+    def make(name: str) -> tuple[memoryview, str]:
+        tensor = source.tensor(name)
+        return tensor_bytes(tensor), tensor_digest(name, tensor)
+
+    digests = []
     with path.open("wb") as file:
         file.write(_header(source, shard.tensors))
-        digests = [_write_tensor(source, name, file) for name in shard.tensors]
-        file.flush()
-        os.fsync(file.fileno())
+        for content, digest in in_order(make, shard.tensors, threads):
+            file.write(content)
+            digests.append(digest)
     return digests
-
-
-# In a function of its own, so that the tensor is gone before the next is made.
-def _write_tensor(source: Source, name: str, file: BinaryIO) -> str:
-    tensor = source.tensor(name)
-    file.write(tensor_bytes(tensor))
-    return tensor_digest(name, tensor)
 
 
 def _header(source: Source, names: Iterable[str]) -> bytes:
@@ -159,22 +186,42 @@ def _size(source: Source, name: str) -> int:
     return math.prod(source.shape(name)) * source.dtype(name).itemsize
 
 
-def _side_files(donor: Path) -> list[Path]:
-    """What a model's folder holds beside weights and config. Raises CheckpointError when there is no tokenizer."""
-    generation = donor / GENERATION_CONFIG
-    return [*tokenizer_files(donor), *([generation] if generation.is_file() else [])]
+def _write_beside(source: Source, out: Path) -> None:
+    """What a model's folder holds beside weights and config: the tokenizer and the generation config."""
+    folder = tokenizer_folder(source)
+    for file in tokenizer_files(folder):
+        _copy(file, out / file.relative_to(folder))
+    if isinstance(source, Merge) and source.recipe.chat_template is not None:
+        template = chat.chosen(source.recipe.chat_template, source.tokenizers())
+        if template is not None:
+            chat.write(template, out)
+    generation = source.donor / GENERATION_CONFIG
+    if generation.is_file():
+        vocabulary = source.vocabulary if isinstance(source, Merge) else None
+        changes = {} if vocabulary is None else vocabulary.generation_changes
+        _write_json(out / GENERATION_CONFIG, laid_over(read_json(generation), changes), like=generation)
+
+
+def _copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(file.read_bytes())
 
 
 def _write_config(source: Source, out: Path) -> None:
-    """The donor's config, with its dtype corrected where the weights are written in another."""
-    donor = Checkpoint(source.donor)
-    written, given = _float_dtypes(source), _float_dtypes(donor)
-    if written == given or len(written) > 1:
-        _write_bytes(out / CONFIG, (source.donor / CONFIG).read_bytes())
-        return
-    dtype = str(next(iter(written), torch.float32)).removeprefix("torch.")
-    config = {**_with_dtype(read_config(source.donor), dtype), "dtype": dtype}
-    _write_bytes(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    """The donor's config as the merge changes it, with its dtype corrected where the weights are written in another."""
+    given = source.donor / CONFIG
+    config = config_of(source)
+    written, stored = _float_dtypes(source), _float_dtypes(Checkpoint(source.donor))
+    if written != stored and len(written) == 1:
+        dtype = str(next(iter(written))).removeprefix("torch.")
+        config = {**_with_dtype(config, dtype), "dtype": dtype}
+    _write_json(out / CONFIG, config, like=given)
+
+
+def _write_json(path: Path, content: Mapping[str, Any], like: Path) -> None:
+    """The content, as the very bytes of `like` where it says the same."""
+    same = content == read_json(like)
+    path.write_bytes(like.read_bytes() if same else (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _float_dtypes(source: Source) -> dict[torch.dtype, None]:
@@ -191,19 +238,12 @@ def _with_dtype(config: Any, dtype: str) -> Any:
     }
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _make_room(out: Path) -> None:
+    """Raises CheckpointError unless a model may be written to `out`; what a killed write has left there is removed."""
+    if out.is_dir() and (out / PARTIAL).exists():
+        _remove(out, existed=True)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is not empty: give another folder, or remove it first")
 
 
 def _remove(out: Path, existed: bool) -> None:

@@ -18,15 +18,9 @@ from jaxtyping import Float, Int, UInt
 from torch import Tensor
 
 from fusion import corpus
-from fusion.checkpoint import (
-    Checkpoint,
-    config_digest,
-    model_digest,
-    tokenizer_digest,
-    tokenizer_files,
-    weights_digest,
-)
+from fusion.checkpoint import Checkpoint, tokenizer_files
 from fusion.corpus import Document, Rows, Tokens
+from fusion.digests import config_digest, model_digest, tokenizer_digest, weights_digest
 from fusion.errors import FusionError
 
 META = "meta.json"

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from fusion.checkpoint import Source, check_finite, check_same, one_thread
+from fusion.checkpoint import Source, check_finite, check_same
 from fusion.errors import RecipeError
 from fusion.kinship.measure import Measure
 from fusion.params import did_you_mean
+from fusion.stream import one_thread
 
 PAPER = "Hu et al. 2024, arXiv:2410.12613, section 3"
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fusion.methods.call import Place, spread
+from fusion.methods.geometry import cancels, combined, shares
+from fusion.methods.method import Method
+from fusion.params import param
 
 FORMULA = "theta = sum_i w_i theta_i / sum_i w_i"
 PAPER = "Wortsman et al. 2022, Model soups, arXiv:2203.05482 (uniform soup, section 2)"
@@ -15,12 +17,14 @@ PAPER = "Wortsman et al. 2022, Model soups, arXiv:2203.05482 (uniform soup, sect
 
 @dataclass(frozen=True)
 class Params:
-    """Linear takes no parameters beside the models' weights."""
+    """Linear's parameters."""
+
+    normalize: bool = param(True, help="true: the weights are divided by their sum; false: they are taken as they are")
 
 
 def check(weights: Sequence[float], params: Params) -> str | None:
     """An average needs weights with a sum to divide by."""
-    return None if sum(weights) else f"the weights {list(weights)} sum to 0, so their average is undefined"
+    return cancels(weights) if params.normalize else None
 
 
 def merge(
@@ -32,11 +36,24 @@ def merge(
 ) -> Float[Tensor, " *shape"]:
     """theta = sum_i w_i theta_i / sum_i w_i; w_i = 1 where no weights are given. Negative weights are allowed.
 
-    Model soups' uniform soup is the case of equal weights (Wortsman et al. 2022, section 2).
+    Model soups' uniform soup is the case of equal weights (Wortsman et al. 2022, section 2). Without `normalize` the
+    sum is not divided. mergekit divides the sum instead of the weights, which differs by rounding alone; weights that
+    sum to 0 are refused here and give infinities there.
     """
-    shares = spread(weights, len(models))
-    total = sum(shares)
-    merged = torch.zeros_like(models[0])
-    for theta, weight in zip(models, shares, strict=True):
-        merged.add_(theta, alpha=weight / total)
-    return merged
+    count = len(models)
+    return combined(models, None, shares(weights, count, at.tensor) if params.normalize else spread(weights, count))
+
+
+METHOD = Method(
+    name="linear",
+    merge=merge,
+    Params=Params,
+    formula=FORMULA,
+    paper=PAPER,
+    base="none",
+    models=(1, None),
+    weights=True,
+    version=1,
+    unit="elements",
+    check=check,
+)

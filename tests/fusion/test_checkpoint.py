@@ -6,16 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion.checkpoint import (
-    Checkpoint,
-    check_finite,
-    check_same,
-    config_digest,
-    model_digest,
-    tokenizer_digest,
-    tokenizer_files,
-    weights_digest,
-)
+from fusion.checkpoint import Checkpoint, check_finite, check_same, tokenizer_files
+from fusion.digests import config_digest, model_digest, tokenizer_digest, weights_digest
 from fusion.errors import CheckpointError, MismatchError
 from tests.fusion.models import Memory, save_llama, save_plain, tiny_llama
 
@@ -120,7 +112,7 @@ def test_missing_folder_and_missing_config(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     assert "has no config.json" in fault(folder)
     (folder / "adapter_config.json").write_text("{}")
-    assert "LoRA adapter: merge it into its base" in fault(folder)
+    assert "LoRA adapter: write base+adapter" in fault(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

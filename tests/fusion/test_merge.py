@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import fusion.merge
-from fusion.checkpoint import Checkpoint, Source, weights_digest
+from fusion.checkpoint import Checkpoint, Source
+from fusion.digests import weights_digest
 from fusion.errors import CheckpointError, FusionError, MismatchError, RecipeError
 from fusion.merge import load_into, write
 from fusion.methods import METHODS
@@ -160,7 +161,7 @@ def test_a_delta_of_a_delta_is_the_merge_of_a_written_merge(llamas: dict[str, Pa
     write(inner, tmp_path / "ties")
     flat = delta({"ties": tmp_path / "ties", "math": llamas["math"]}, outer)
     one, two = write(nested, tmp_path / "nested"), write(flat, tmp_path / "flat")
-    assert one == two
+    assert {**one, "parents": None} == {**two, "parents": None}
     assert json.loads((tmp_path / "nested" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -168,8 +169,8 @@ def test_refs_survive_json(llamas: dict[str, Path]) -> None:
     refs: list[ModelRef] = [Folder("a"), delta(llamas, TIES), Delta(AVERAGE, (("math", delta(llamas, TIES)),))]
     for ref in refs:
         assert from_json(json.loads(json.dumps(to_json(ref)))) == ref
-    with pytest.raises(RecipeError, match="unknown type of model reference: 'routed'; known: folder, delta"):
-        from_json({"type": "routed"})
+    with pytest.raises(RecipeError, match="unknown type of model reference: 'ensemble'; known: folder, delta, routed"):
+        from_json({"type": "ensemble"})
 
 
 def test_the_dtype_is_the_recipes_else_the_bases_else_the_first_models(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_mismatched_models_are_all_named(llamas: dict[str, Path], tmp_path: Path
     with pytest.raises(MismatchError) as caught:
         write(delta(llamas, recipe("linear", ("math", "wide"))), tmp_path / "out")
     text = str(caught.value)
-    assert "wide: model.embed_tokens.weight is [40, 16] instead of [32, 16]" in text
+    assert "embed_tokens" not in text, "another vocabulary is brought to the donor's"
     assert text.count("_proj.weight") == 6
     assert not (tmp_path / "out").exists()
 
@@ -231,7 +232,7 @@ def test_a_recipe_that_does_not_fit_says_so(llamas: dict[str, Path]) -> None:
     given = recipe("tees", ("math", "coed"))
     with pytest.raises(RecipeError, match=r"(?s)unknown method 'tees' \(did you mean 'ties'.*no model 'coed'.*'code'"):
         open_ref(delta(llamas, given))
-    with pytest.raises(RecipeError, match="unknown dtype 'fp16'"):
+    with pytest.raises(RecipeError, match="'dtype' is 'fp16'; expected float32"):
         open_ref(delta(llamas, recipe("linear", ("math",), dtype="fp16")))
 
 
@@ -311,7 +312,7 @@ def test_memory_holds_a_few_tensors_whatever_the_model(
             for i, name in enumerate(("x", "y", "base"))
         }
         merge = Watched(Merge(given, parents), alive, counts)
-        monkeypatch.setattr(fusion.merge, "open_ref", lambda ref: merge)
+        monkeypatch.setattr(fusion.merge, "open_ref", lambda ref, *how: merge)
         report = write(Folder("unused"), tmp_path / f"out-{count}", shard_bytes=10 * 8 * 8 * 4)
         assert len(report["shards"]) == count // 10
         assert len(counts) >= 3 * count
