@@ -19,6 +19,8 @@ LEGEND = {
     "= marks a shared rank",
     "kind": "source and trained models are what candidates are made of; merged, fused and ensemble are candidates; "
     "a control is a candidate that exists to be beaten; † is the point of a sweep that is best on dev items",
+    "routed": "uses task identity: it is told which group it answers, and answers each with weights of its own; so it "
+    "has no rank among models that answer all alike",
     "overall": "mean over groups of the mean over tasks, in percent, with its 95 % interval "
     "(for reading: ranks and gains are decided by paired differences)",
     "gain": "score minus that of the parent that is best on dev items (without a dev split: of every parent), in "
@@ -31,6 +33,7 @@ LEGEND = {
     "chance": "what guessing scores; n: how many items",
 }
 CHOSEN = "†"
+TASK_IDENTITY = "uses task identity"
 CAUTION = "The best of many candidates looks better than it is: its score was picked for being high."
 
 
@@ -66,6 +69,11 @@ class Row:
         """The kind, with a mark on the point of a sweep that dev items chose."""
         chosen = (self.entry.get("sweep") or {}).get("chosen") is True
         return ("control" if self.control else self.kind) + (CHOSEN if chosen else "")
+
+    @property
+    def stamped(self) -> str:
+        """The label, with what sets a model apart from those it stands beside."""
+        return f"{self.label} ({TASK_IDENTITY})" if self.kind == "routed" else self.label
 
 
 @dataclass(frozen=True)

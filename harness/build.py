@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from fusion import statistics
 from fusion.builders import BUILDERS
-from fusion.checkpoint import folder_digests
+from fusion.calibration import Collect
 from fusion.corpus import Document, read_jsonl
+from fusion.digests import folder_digests
 from fusion.merge import write
+from fusion.methods import METHODS
 from fusion.modelref import Folder, ModelRef
 from fusion.params import build as make_params
 from harness import pocket
@@ -49,6 +52,29 @@ def fuse(
     return _identified(report, out)
 
 
+def read_data(
+    spec: Mapping[str, Any],
+    models: Sequence[ModelRef],
+    corpora: tuple[Sequence[str], int],
+    out: Path,
+    scratch: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What a data-guided merge needs to know of its models, in folders "0", "1", ... of `out`, in their order."""
+    names, seed = corpora
+    settings = Collect(**{**spec["settings"], "device": spec["device"]})
+    folders = [folder_of(ref, scratch / f"model-{i}") for i, ref in enumerate(models)]
+    texts = [documents(name, seed) for name in names]
+    if spec["kind"] != "gram++":
+        return statistics.collect(spec["kind"], folders[0], texts[0], out / "0", settings, progress)
+    by_name = dict(zip(map(str, range(len(folders))), folders, strict=True))
+    params = make_params(METHODS["regmean++"].Params, spec["params"])
+    reports = statistics.collect_prefix(
+        by_name, dict(zip(by_name, texts, strict=True)), out, params, spec["weights"], settings, progress
+    )
+    return dict(reports)
+
+
 def documents(corpus: str, seed: int) -> Sequence[Document]:
     """The documents of `pocket/<name>`, generated, or of a .jsonl file."""
     if corpus.startswith("pocket/"):
@@ -58,7 +84,7 @@ def documents(corpus: str, seed: int) -> Sequence[Document]:
 
 def folder_of(ref: ModelRef, out: Path) -> Path:
     """A folder that holds the model: its own, or `out` with a merge written for this job."""
-    if isinstance(ref, Folder):
+    if isinstance(ref, Folder) and ref.adapter is None:
         return Path(ref.path)
     shutil.rmtree(out, ignore_errors=True)  # what a killed try left
     write(ref, out)

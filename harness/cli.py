@@ -60,14 +60,26 @@ def cli() -> None:
     """Build merged and fused language models, score them and their sources, and say which is really better."""
 
 
+seed_option = click.option("--seed", type=int, help="Another seed than the suite's.")
+
+
 @cli.command()
 @click.argument("suite")
+@seed_option
 @click.option("--jobs", "slots", type=click.IntRange(1), help="Jobs at once.  [default: one a GPU, else one a core]")
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
 @out_option
 @store_option
 @json_option
-def run(suite: str, slots: int | None, progress: str, out: Path, store: Path | None, as_json: bool) -> None:
+def run(
+    suite: str,
+    seed: int | None,
+    slots: int | None,
+    progress: str,
+    out: Path,
+    store: Path | None,
+    as_json: bool,
+) -> None:
     """Build, score and compare what SUITE names. SUITE is a file, or the name of a shipped suite.
 
     What is in the store already is not done again; an interrupted run goes on where it was.
@@ -78,7 +90,7 @@ def run(suite: str, slots: int | None, progress: str, out: Path, store: Path | N
     from harness.suite import find
 
     again = shlex.join(["fuse-bench", *sys.argv[1:]])
-    outcome = run_suite(find(suite), _options(out, store, slots, progress, again))
+    outcome = run_suite(find(suite), _options(out, store, slots, progress, again, seed))
     if as_json:
         _json(
             {
@@ -99,15 +111,16 @@ def run(suite: str, slots: int | None, progress: str, out: Path, store: Path | N
 
 @cli.command()
 @click.argument("suite")
+@seed_option
 @out_option
 @store_option
 @json_option
-def plan(suite: str, out: Path, store: Path | None, as_json: bool) -> None:
+def plan(suite: str, seed: int | None, out: Path, store: Path | None, as_json: bool) -> None:
     """Show the jobs of SUITE: what is cached, what is pending and why, and what disk and memory it needs."""
     from harness.report import plan_json, print_plan, survey
     from harness.suite import find
 
-    surveyed = survey(find(suite), _options(out, store, None, "none"))
+    surveyed = survey(find(suite), _options(out, store, None, "none", seed=seed))
     if as_json:
         _json(plan_json(surveyed))
     else:
@@ -118,16 +131,61 @@ def plan(suite: str, out: Path, store: Path | None, as_json: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--seed", type=int, help="Seed of random methods, instead of the recipe's.")
+@click.option(
+    "--compat", type=click.Choice(["mergekit"]), help="That tool's numbers where they differ from the paper's."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda (all GPUs), cuda:1.")
+@click.option("--allow-unrelated", is_flag=True, help="Merge models that share no ancestor, too.")
+@store_option
 @json_option
-def merge(recipe: Path, out: Path, seed: int | None, as_json: bool) -> None:
-    """Merge models as the file RECIPE says, into the new folder OUT, which transformers can load."""
-    from harness.report import merge_recipe
+def merge(
+    recipe: Path,
+    out: Path,
+    seed: int | None,
+    compat: str | None,
+    device: str,
+    allow_unrelated: bool,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Merge models as the file RECIPE says, into the new folder OUT, which transformers can load.
 
-    report = merge_recipe(recipe, out, seed)
-    if as_json:
-        _json(report)
-    else:
-        click.echo(f"{out}: {report['tensors']} tensors, {report['digest']}")
+    RECIPE is our own YAML or an unmodified recipe of mergekit. OUT gets a model card that says what was done.
+    """
+    from harness.merging import merge_recipe, merged_words
+
+    cache = _store(store) / "statistics"
+    report = merge_recipe(recipe, out, cache, seed, compat, device, allow_unrelated)
+    _json(report) if as_json else click.echo(merged_words(report))
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("model")
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@out_option
+@json_option
+def export(run: str, model: str, target: Path, out: Path, as_json: bool) -> None:
+    """Write MODEL of RUN (a folder, a suite's name, or `latest`) into the new folder OUT.
+
+    A replicate is named with its seed: dare@1. A routed model, one mask a task, becomes one compact file.
+    """
+    from harness.merging import export as export_model
+
+    report = export_model(run, model, target, out)
+    _json(report) if as_json else click.echo(f"{target}: {report['digest']}")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="The model that the others may come from.")
+@json_option
+def lineage(models: tuple[Path, ...], base: Path | None, as_json: bool) -> None:
+    """Do MODELS come from BASE? Without --base: which of them could come from which other?"""
+    from harness.merging import kin, kin_table
+
+    found = kin(models, base)
+    _json(found) if as_json else click.echo(kin_table(found))
 
 
 @cli.command()
@@ -151,14 +209,18 @@ def kinship(models: tuple[Path, ...], base: Path, as_json: bool) -> None:
 @click.argument("a")
 @click.argument("b")
 @click.option("--group", help="Compare on this group alone.")
+@click.option("--over", multiple=True, metavar="RUN", help="Again for each seed: each run's A against its own B.")
 @out_option
 @json_option
-def compare(a: str, b: str, group: str | None, out: Path, as_json: bool) -> None:
-    """Is A better than B? Paired on samples. A model is [RUN:]NAME; without RUN, of the latest run."""
+def compare(a: str, b: str, group: str | None, over: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Is A better than B? Paired on samples. A model is [RUN:]NAME; without RUN, of the latest run.
+
+    A swept row stands for its point that was best on dev.
+    """
     from harness.compare import compare as compare_models
     from harness.compare import table
 
-    found = compare_models(a, b, group, out)
+    found = compare_models(a, b, group, out, over)
     if as_json:
         _json(found)
     else:
@@ -297,10 +359,12 @@ def doctor(store: Path | None, as_json: bool) -> None:
     _json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
 
 
-def _options(out: Path, store: Path | None, slots: int | None, progress: str, again: str = "") -> "Options":
+def _options(
+    out: Path, store: Path | None, slots: int | None, progress: str, again: str = "", seed: int | None = None
+) -> "Options":
     from harness.run import Options
 
-    return Options(out=out, store=_store(store), slots=slots, progress=progress, again=again)
+    return Options(out=out, store=_store(store), slots=slots, progress=progress, again=again, seed=seed)
 
 
 def _store(given: Path | None) -> Path:

@@ -1,6 +1,7 @@
 """Is A better than B? A paired answer from the records of one run or two."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,36 @@ from harness.errors import UsageError
 from harness.stats import Scores
 
 
-def compare(a: str, b: str, group: str | None, out: Path) -> dict[str, Any]:
+def compare(a: str, b: str, group: str | None, out: Path, over: Sequence[str] = ()) -> dict[str, Any]:
     """A minus B: overall, by group and by task, with flips, verdict and minimum detectable effect.
 
-    A model is [RUN:]NAME. Raises UsageError when a model has no scores, or the two were not scored on the same samples.
+    A model is [RUN:]NAME. over: runs of one suite with different seeds that have both models; each run's difference is
+    then one replicate, so that the intervals cover the seeds too. Where a name is a swept row, each run's point that
+    was best on dev stands for it. Raises UsageError when a model has no scores, or when the two were not scored on the
+    same samples.
     """
-    left, right = _model(a, out), _model(b, out)
-    if left["items"] != right["items"]:
-        raise UsageError(f"{a} and {b} were not scored on the same samples (other tasks, limit, seed or split)")
-    if left["how"] != right["how"]:
-        raise UsageError(f"{a} and {b} were not scored alike (other task version, data, shots, metric or batch size)")
-    scores_a, scores_b = left["scores"], right["scores"]
+    pairs = [(f"{run}:{a}", f"{run}:{b}") for run in over] or [(a, b)]
+    found = [(_model(one, out), _model(other, out)) for one, other in pairs]
+    _check_alike([one for pair in found for one in pair], [name for pair in pairs for name in pair])
+    left, right = (_stacked([pair[side] for pair in found]) for side in (0, 1))
     if group is not None:
-        if group not in scores_a:
-            raise UsageError(f"there is no group '{group}'; {did_you_mean(group, scores_a)}")
-        scores_a, scores_b = {group: scores_a[group]}, {group: scores_b[group]}
-    rows = [_row("overall", scores_a, scores_b)]
-    for name in scores_a:
-        rows.append(_row(name, {name: scores_a[name]}, {name: scores_b[name]}))
-        for task in scores_a[name]:
-            rows.append(_row(f"{name}/{task}", _part(scores_a, name, task), _part(scores_b, name, task)))
-    return {"a": a, "b": b, "rows": rows}
+        if group not in left:
+            raise UsageError(f"there is no group '{group}'; {did_you_mean(group, left)}")
+        left, right = {group: left[group]}, {group: right[group]}
+    paired = len(pairs) > 1
+    rows = [_row("overall", left, right, paired)]
+    for name in left:
+        rows.append(_row(name, {name: left[name]}, {name: right[name]}, paired))
+        for task in left[name]:
+            rows.append(_row(f"{name}/{task}", _part(left, name, task), _part(right, name, task), paired))
+    return {"a": a, "b": b, **({"over": list(over)} if over else {}), "rows": rows}
 
 
 def table(found: Mapping[str, Any]) -> str:
     """The comparison for a terminal, in points of a hundred."""
     width = max(len(row["name"]) for row in found["rows"])
-    lines = [f"{found['a']} minus {found['b']}, paired; points with 95 % interval", ""]
+    over = f" over {len(found['over'])} runs" if "over" in found else ""
+    lines = [f"{found['a']} minus {found['b']}{over}, paired; points with 95 % interval", ""]
     lines.append(
         f"{'':<{width}}  {'diff':>6}  {'interval':>15}  {'p':>7}  {'won':>5} {'lost':>5} {'n':>6}  {'MDE':>5}  verdict"
     )
@@ -57,8 +61,9 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, a: Scores, b: Scores) -> dict[str, Any]:
-    found = stats.difference(a, b)
+def _row(name: str, a: Scores, b: Scores, paired: bool) -> dict[str, Any]:
+    """One line; `paired` says that the replicates belong together, too, and not only the items."""
+    found = stats.contrast([(1.0, _minus(a, b))]) if paired else stats.difference(a, b)
     gaps = [x.mean(axis=0) - y.mean(axis=0) for g in a for x, y in ((a[g][t], b[g][t]) for t in a[g])]
     gap = np.concatenate(gaps)
     values = {"value": found.value, "low": found.low, "high": found.high, "p": found.p, "mde": found.mde, "n": found.n}
@@ -72,15 +77,53 @@ def _part(scores: Scores, group: str, task: str) -> Scores:
     return {group: {task: scores[group][task]}}
 
 
+def _minus(a: Scores, b: Scores) -> Scores:
+    return {group: {task: a[group][task] - b[group][task] for task in a[group]} for group in a}
+
+
+def _stacked(runs: Sequence[Mapping[str, Any]]) -> Scores:
+    """One replicate a run (its own replicates averaged); with a single run, its replicates as they are."""
+    first: Scores = runs[0]["scores"]
+    if len(runs) == 1:
+        return first
+    return {
+        group: {task: np.stack([run["scores"][group][task].mean(axis=0) for run in runs]) for task in first[group]}
+        for group in first
+    }
+
+
+def _check_alike(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    for model, name in zip(models, names, strict=True):
+        if model["items"] != models[0]["items"]:
+            why = "other tasks, limit, split, or a limit with another seed"
+            raise UsageError(f"{names[0]} and {name} were not scored on the same samples ({why})")
+        if model["how"] != models[0]["how"]:
+            why = "other task version, data, shots, metric or batch size"
+            raise UsageError(f"{names[0]} and {name} were not scored alike ({why})")
+
+
 def _model(name: str, out: Path) -> dict[str, Any]:
+    """The test scores of a model of a run, its items in the order of their ids, and how they were scored."""
     run, colon, model = name.rpartition(":")
     run_dir = runs.find_run(run if colon else "latest", out)
     results = runs.read(run_dir)
+    model = _chosen(model, results["models"])
     if model not in results["models"]:
         raise UsageError(f"{run_dir.name} has no model '{model}'; {did_you_mean(model, results['models'])}")
     scores = runs.read_scores(run_dir, model)
     if scores is None:
         reason = results["models"][model].get("error", "its evaluation is not complete")
         raise UsageError(f"model '{model}' has no scores: {reason}")
-    how = results["suite"]["groups"]
-    return {"scores": scores, "how": how, "items": (run_dir / "scores" / "items.json").read_text(encoding="utf-8")}
+    ids = json.loads((run_dir / "scores" / "items.json").read_text(encoding="utf-8"))["test"]
+    order = {group: {task: np.argsort(ids[group][task]) for task in ids[group]} for group in ids}
+    return {
+        "scores": {g: {t: found[:, order[g][t]] for t, found in tasks.items()} for g, tasks in scores.items()},
+        "items": {group: {task: sorted(ids[group][task]) for task in ids[group]} for group in ids},
+        "how": results["suite"]["groups"],
+    }
+
+
+def _chosen(name: str, models: Mapping[str, Any]) -> str:
+    """The point of a swept row that was best on dev; any other name as it is."""
+    points = {n: row["sweep"] for n, row in models.items() if row.get("sweep", {}).get("row") == name}
+    return next((n for n, sweep in points.items() if sweep.get("chosen")), name)

@@ -11,12 +11,13 @@ is used: its response cache knows no model, its request cache no data. Nothing h
 import functools
 import gc
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion.modelref import Delta, ModelRef
+from fusion.modelref import Delta, ModelRef, Routed
 from harness.errors import FuseBenchError, TaskError
 from harness.tasks import load
 
@@ -34,12 +35,14 @@ class Settings:
 class LiveModel:
     """A model on a device whose weights are swapped.
 
-    `skeletons_loaded` counts how often architecture and tokenizer had to be loaded, too.
+    `skeletons_loaded` counts how often architecture and tokenizer had to be loaded, too; `notes` is what the last merge
+    noted of its tensors.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.skeletons_loaded = 0
+        self.notes: dict[str, Any] = {}
         self._lm: Any = None
         self._skeleton: tuple[str, str, str] | None = None
         self._loaded: tuple[Any, str, dict[str, str]] | None = None
@@ -58,24 +61,25 @@ class LiveModel:
         config, tokenizer and dtype as the last costs no more than copying its weights; the same model again, nothing.
         Raises CheckpointError or MismatchError.
         """
-        from fusion.checkpoint import config_digest, model_digest, tokenizer_digest
+        from fusion.digests import config_digest, model_digest, tokenizer_digest
         from fusion.merge import load_into
-        from fusion.modelref import open_ref
 
         signature = _signature(ref)
         if self._loaded is not None and self._loaded[:2] == (signature, dtype):
             return dict(self._loaded[2])
         self._loaded = None
-        source = open_ref(ref)
-        config, tokenizer = config_digest(source.donor), tokenizer_digest(source.donor)
-        wanted = _dtype(source, dtype)
-        if self._skeleton != (config, tokenizer, wanted):
-            self._skeleton = self._lm = None
-            gc.collect()
-            self._lm = _skeleton(source.donor, wanted, self.device)
-            self._skeleton = (config, tokenizer, wanted)
-            self.skeletons_loaded += 1
-        weights = load_into(self._lm.model, source)
+        with tempfile.TemporaryDirectory(prefix="fuse-bench-") as scratch:
+            source, ledger = _open(ref, Path(scratch))
+            config, tokenizer = config_digest(source.donor), tokenizer_digest(source.donor)
+            wanted = _dtype(source, dtype)
+            if self._skeleton != (config, tokenizer, wanted):
+                self._skeleton = self._lm = None
+                gc.collect()
+                self._lm = _skeleton(source.donor, wanted, self.device)
+                self._skeleton = (config, tokenizer, wanted)
+                self.skeletons_loaded += 1
+            weights = load_into(self._lm.model, source)
+        self.notes = {name: entry for name, entry in ledger.items() if set(entry) > {"action"}}
         digests = {"weights": weights, "config": config, "tokenizer": tokenizer}
         digests["model"] = model_digest(weights, config, tokenizer)
         self._loaded = (signature, dtype, digests)
@@ -126,12 +130,33 @@ class _Ids(list[int]):
         return item in self._set
 
 
+def _open(ref: ModelRef, scratch: Path) -> tuple[Any, Mapping[str, Any]]:
+    """The model's tensors, and the ledger that a merge keeps of them.
+
+    A model whose vocabulary or number of layers is not its donor's fits no skeleton that is there: it is written first.
+    """
+    from fusion.checkpoint import Checkpoint
+    from fusion.merge import write
+    from fusion.methods.apply import Merge, reshapes
+    from fusion.modelref import open_ref
+
+    source = open_ref(ref)
+    if reshapes(source):
+        report = write(ref, scratch / "model")
+        return Checkpoint(scratch / "model"), report.get("ledger", {})
+    return source, source.ledger if isinstance(source, Merge) else {}
+
+
 def _signature(ref: ModelRef) -> Any:
     """Equal for refs that name the same unchanged files."""
     if isinstance(ref, Delta):
-        return ref.recipe, tuple((name, _signature(parent)) for name, parent in ref.parents)
-    files = sorted(file for file in Path(ref.path).iterdir() if file.is_file()) if Path(ref.path).is_dir() else []
-    return ref.path, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        parents = tuple((name, _signature(parent)) for name, parent in ref.parents)
+        return repr(ref.recipe), parents, ref.statistics
+    if isinstance(ref, Routed):
+        return tuple((group, _signature(route)) for group, route in ref.routes)
+    folders = [Path(ref.path), *([Path(ref.adapter)] if ref.adapter else [])]
+    files = sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file())
+    return ref, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _dtype(source: Any, dtype: str) -> str:

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fusion.checkpoint import folder_digests
+from fusion.digests import source_digests
+from fusion.modelref import Folder, open_ref
 from harness import pocket, sandbox
 from harness.errors import SandboxError, TaskError, UsageError
 from harness.spec import Candidate, Source, Suite
@@ -25,13 +26,13 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "nump
 class FolderFacts:
     """A given model on disk. `digest` is of weights, config and tokenizer together; `bytes` of its weight files.
 
-    `stamp` is of its files' sizes and times: a worker sees by it that nothing was changed since.
+    `stamps` are of its files' sizes and times, by folder: a worker sees by them that nothing was changed since.
     """
 
     path: str
     digest: str
     bytes: int
-    stamp: str
+    stamps: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def gather(suite: Suite, store: Store) -> Facts:
     """
     tasks, groups = _tasks(suite, store)
     folders = {m.name: _folder(m, store) for m in suite.models.values() if isinstance(m, Source)}
+    named = [m for m in suite.models.values() if isinstance(m, Candidate)]
     corpora = {
-        m.corpus: _corpus(m.corpus, suite.seed) for m in suite.models.values() if isinstance(m, Candidate) and m.corpus
+        corpus: _corpus(corpus, suite.seed) for m in named for corpus in (*m.corpora, *([m.corpus] if m.corpus else []))
     }
     gpus = visible_gpus()
     level = _sandbox(suite) if any(task.kind == "code" for task in tasks.values()) else None
@@ -125,15 +127,15 @@ def _folder(model: Source, store: Store) -> FolderFacts:
     path = Path(model.origin)
     if not path.is_dir():
         path = _from_hub(model)
-    stamp = folder_stamp(path)
-    cache = store.root / "facts" / f"folder-{stamp}.json"
+    stamps = {str(folder): folder_stamp(folder) for folder in (path, *([Path(model.adapter)] if model.adapter else []))}
+    cache = store.root / "facts" / f"folder-{'-'.join(stamps.values())}.json"
     if cache.is_file():
         known = json.loads(cache.read_text())
     else:
-        known = folder_digests(path)
+        known = source_digests(open_ref(Folder(str(path), model.adapter)))
         write_whole(cache, json.dumps(known))
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return FolderFacts(str(path), known["model"], size, stamp)
+    return FolderFacts(str(path), known["model"], size, stamps)
 
 
 def _from_hub(model: Source) -> Path:

@@ -27,7 +27,7 @@ PLOT_HEIGHT = 18
 LONGEST_NAME = 48
 LONGEST_HOW = 72
 OVER = {"best": "best parent", "mean": "the parents' mean"}
-KINDS = ("source", "trained", "merged", "fused", "ensemble")
+KINDS = ("source", "trained", "merged", "fused", "routed", "ensemble")
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -100,7 +100,8 @@ def _leader(found: Board) -> str:
 
 def _gained(found: Board) -> str:
     """How many candidates certainly beat what they were made of; controls do not count as candidates here."""
-    tried = [row for row in found.rows if not row.control and row.number("gain", row.headline, "value") is not None]
+    rows = [row for row in found.rows if not row.control and row.kind != "routed"]
+    tried = [row for row in rows if row.number("gain", row.headline, "value") is not None]
     ahead = sum(row.certain and (row.number("gain", row.headline, "value") or 0) > 0 for row in tried)
     if not tried:
         return ""
@@ -279,7 +280,7 @@ def _model(row: Row) -> str:
     return (
         f'<td class="model" data-v="{_e(name)}"><span class="name" title="{_e(name)}">'
         f'{_e(clipped(name, LONGEST_NAME))}</span><span class="how" title="{_e(how)}">'
-        f'<span class="kind">{_e(row.label)}</span> {_e(clipped(how, LONGEST_HOW))}</span></td>'
+        f'<span class="kind">{_e(row.stamped)}</span> {_e(clipped(how, LONGEST_HOW))}</span></td>'
     )
 
 

@@ -15,6 +15,7 @@ from harness.board import (
     CHOSEN,
     COSTS,
     LEGEND,
+    TASK_IDENTITY,
     Board,
     Row,
     board,
@@ -150,7 +151,7 @@ def _wide(found: Board, escape: Callable[[object], str]) -> list[_Column]:
     columns = [
         _column(found, "#", _rank),
         _column(found, "model", lambda row: escape(row.name), left=True),
-        _column(found, "kind", lambda row: escape(row.label), left=True),
+        _column(found, "kind", lambda row: escape(row.stamped), left=True),
         _column(found, "overall", _overall),
         *_groups(found, escape),
     ]
@@ -239,6 +240,9 @@ def _notes(found: Board, hidden: Sequence[str]) -> list[str]:
     ]
     if any(row.label.endswith(CHOSEN) for row in found.rows):
         notes[0] += f" {CHOSEN} is best of its sweep on dev."
+    routed = [plain(row.name) for row in found.rows if row.kind == "routed"]
+    if routed:
+        notes.append(f"{', '.join(routed)} {TASK_IDENTITY}: told which group it answers, so it is not ranked.")
     if hidden:
         notes.append(f"Too narrow to show: {', '.join(plain(group) for group in hidden)}.")
     notes += [f"No score: {plain(row.name)} ({plain(str(row.reason).splitlines()[0])})" for row in found.left_out]

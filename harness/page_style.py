@@ -2,9 +2,9 @@
 
 STYLE = """
 :root{--bg:#fbfbf9;--card:#fff;--ink:#1b1b19;--soft:#66655f;--line:#e5e4de;--axis:#dcdbd4;--heat:#2a78b8;
---source:#85847c;--trained:#4d7d77;--merged:#0a6fb4;--fused:#c4560a;--ensemble:#95508b;--good:#1b7a3d}
+--source:#85847c;--trained:#4d7d77;--merged:#0a6fb4;--fused:#c4560a;--routed:#8a6d00;--ensemble:#95508b;--good:#1b7a3d}
 @media (prefers-color-scheme:dark){:root{--bg:#151514;--card:#1c1c1a;--ink:#ebeae5;--soft:#a09f97;--line:#32312d;
---axis:#3a3934;--heat:#5aa7e0;--source:#9d9c93;--trained:#74b3ab;--merged:#5db1ee;--fused:#f08f45;--ensemble:#cf8dc4;
+--axis:#3a3934;--heat:#5aa7e0;--source:#9d9c93;--trained:#74b3ab;--merged:#5db1ee;--fused:#f08f45;--routed:#d3b23c;--ensemble:#cf8dc4;
 --good:#6ecb8b}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
@@ -45,7 +45,7 @@ td.model{position:sticky;left:0;z-index:1;min-width:176px;max-width:230px}
 background:var(--k);border:1.5px solid var(--k);vertical-align:0}
 tr{--k:var(--soft)}
 tr.source{--k:var(--source)}tr.trained{--k:var(--trained)}tr.merged{--k:var(--merged)}
-tr.fused{--k:var(--fused)}tr.ensemble{--k:var(--ensemble)}
+tr.fused{--k:var(--fused)}tr.routed{--k:var(--routed)}tr.ensemble{--k:var(--ensemble)}
 tr.source .kind::before,tr.trained .kind::before{border-radius:1px}
 tr.control .kind::before,tr.control circle{fill:var(--card);background:transparent}
 tr.control .kind::before{border-style:dashed}

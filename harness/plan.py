@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fusion.builders import BUILDERS
 from fusion.methods import METHODS
-from fusion.modelref import Delta, Folder, ModelRef, to_json
+from fusion.modelref import Delta, Folder, ModelRef, Routed, to_json
 from fusion.recipe import Recipe
 from harness.errors import TaskError
 from harness.facts import Facts
@@ -18,6 +19,7 @@ from harness.store import Entry, canonical, digest_of
 
 FIRST_BLOCK, BLOCK = 64, 128
 GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
+STATISTICS_VERSION = 1
 THREADS = 1
 
 
@@ -58,25 +60,51 @@ class Plan:
         """Where a model's weights are, or how to make them, once the jobs it needs are done."""
         model, seed = instances(self.suite)[instance]
         if isinstance(model, Source):
-            return Folder(self.facts.folders[instance].path)
+            return Folder(self.facts.folders[instance].path, model.adapter)
+        if isinstance(model, Candidate) and model.kind == "routed":
+            return Routed(tuple((group, self._merge(model, seed, done, task)) for group, task in model.route.items()))
         if isinstance(model, Candidate) and model.kind == "merged":
-            names = [*model.models, *([model.base] if model.base and model.base not in model.models else [])]
-            return Delta(recipe_of(model, seed), tuple((name, self.ref(name, done)) for name in names))
+            return self._merge(model, seed, done)
         return Folder(str(done[made_by(instance, model)].path / "model"))
+
+    def _merge(self, model: Candidate, seed: int, done: Mapping[str, Entry], task: str | None = None) -> Delta:
+        """A merged candidate; of a routed one, as it is for one of its tasks."""
+        names = [*model.models, *([model.base] if model.base and model.base not in model.models else [])]
+        recipe = recipe_of(model, seed)
+        if task is not None:
+            recipe = replace(recipe, params={**recipe.params, "task": task})
+        return Delta(
+            recipe,
+            tuple((name, self.ref(name, done)) for name in names),
+            tuple((name, str(done[job].path / folder)) for name, job, folder in statistics_of(model)),
+        )
+
+    def made(self, done: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
+        """Every model that is there: its digest, and where its weights are or how they are made, as JSON."""
+        found = {}
+        for name, (model, _) in instances(self.suite).items():
+            entry = None if isinstance(model, Source) else done.get(made_by(name, model))
+            if isinstance(model, Source) or entry is not None:
+                digest = self.facts.folders[name].digest if entry is None else entry.digest
+                found[name] = {"digest": digest, "ref": to_json(self.ref(name, done))}
+        return found
 
     def models_of(self, job: Job, done: Mapping[str, Entry]) -> dict[str, Any]:
         """The models that a job works on, as its worker is told: `refs` by role, and `stamps` of the given folders."""
         refs = self.refs(job, done)
         text = canonical(refs)
         used = (facts for facts in self.facts.folders.values() if canonical(facts.path) in text)
-        return {"refs": refs, "stamps": {facts.path: facts.stamp for facts in used}}
+        return {"refs": refs, "stamps": {path: stamp for facts in used for path, stamp in facts.stamps.items()}}
 
     def refs(self, job: Job, done: Mapping[str, Entry]) -> dict[str, Any]:
         """The models that a job works on, by role."""
         roles = {i.role: i.model for i in job.inputs if i.model}
         if job.kind == "build":
             roles = {"self": str(job.model)}
-        return {role: to_json(self.ref(name, done)) for role, name in roles.items()}
+        refs = {role: self.ref(name, done) for role, name in roles.items()}
+        if job.kind == "generate" and isinstance(whole := refs["model"], Routed):
+            refs["model"] = dict(whole.routes)[job.where["group"]]
+        return {role: to_json(ref) for role, ref in refs.items()}
 
 
 def plan(suite: Suite, facts: Facts) -> Plan:
@@ -126,8 +154,20 @@ def recipe_of(model: Candidate, seed: int) -> Recipe:
         weights=model.weights,
         params=model.params,
         seed=seed,
-        dtype=None,
+        own=model.own,
+        allow_unrelated=model.allow_unrelated,
     )
+
+
+def statistics_of(model: Candidate) -> Iterator[tuple[str, str, str]]:
+    """(model, id of the job that reads its corpus, folder in what the job makes), for a method guided by data."""
+    kind = METHODS[model.method].statistics if model.method in METHODS else None
+    for i, (name, corpus) in enumerate(zip(model.models, model.corpora, strict=False)):
+        if kind == "gram++":
+            # What reaches a layer depends on all the models that were merged below it.
+            yield name, f"statistics {kind} {model.name}", str(i)
+        elif kind is not None:
+            yield name, f"statistics {kind} {name} on {Path(corpus).name} {_brief(model.calibration)}", "0"
 
 
 def in_order(ids: Sequence[str], seed: int) -> list[int]:
@@ -183,7 +223,7 @@ def _slices(positions: Sequence[int], wanted: int) -> Iterator[Sequence[int]]:
 def _kind(model: Trained | Candidate) -> str:
     if isinstance(model, Trained):
         return "train"
-    return "build" if model.kind == "merged" else "fuse"
+    return "build" if model.kind in ("merged", "routed") else "fuse"
 
 
 def _input(suite: Suite, facts: Facts, role: str, name: str) -> Input:
@@ -206,20 +246,25 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
         }
         inputs = [_input(suite, facts, "parent", model.parent)] if model.parent else []
         yield Job(f"train {name}", "train", spec, tuple(inputs), model=name)
-    elif isinstance(model, Candidate) and model.kind == "merged":
+    elif isinstance(model, Candidate) and model.kind in ("merged", "routed"):
+        read = list(_reading(suite, facts, model))
+        yield from read
         spec = {
             "method": model.method,
             "version": METHODS[model.method].version,
             "params": model.params,
             "weights": model.weights,
-            "seed": seed,
+            "own": list(model.own),
+            "route": dict(model.route),
+            "seed": seed if METHODS[model.method].random else None,
             "threads": THREADS,
             "versions": {"torch": facts.versions["torch"]},
         }
         inputs = [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
         inputs += [_input(suite, facts, "base", model.base)] if model.base else []
+        inputs += [Input(f"statistics.{i}", job=job.id) for i, job in enumerate(read)]
         yield Job(f"build {name}", "build", spec, tuple(inputs), {"device": facts.device}, name)
-        if suite.keep == "all":
+        if suite.keep == "all" and model.kind == "merged":
             yield write_job(name, f"build {name}")
     elif isinstance(model, Candidate):
         spec = {
@@ -234,6 +279,29 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
         inputs = [_input(suite, facts, role, parent) for role, parent in roles]
         corpus = {"corpus": model.corpus, "corpus_seed": suite.seed}
         yield Job(f"fuse {name}", "fuse", spec, tuple(inputs), corpus, name)
+
+
+def _reading(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
+    """The jobs that read the corpora of a merge that is guided by data; equal ones are shared by several merges."""
+    kind = METHODS[model.method].statistics
+    if kind is None:
+        return
+    settings = {**model.calibration, "seed": suite.seed}
+    common = {"kind": kind, "version": STATISTICS_VERSION, "settings": settings, **_training(facts)}
+    jobs = list(dict.fromkeys(job for _, job, _ in statistics_of(model)))
+    for i, job in enumerate(jobs):
+        mine = range(len(model.models)) if kind == "gram++" else (i,)
+        spec = {**common, "corpora": [facts.corpora[model.corpora[n]] for n in mine]}
+        if kind == "gram++":
+            spec |= {"params": model.params, "weights": model.weights}
+        inputs = [_input(suite, facts, f"model.{n}", model.models[n]) for n in mine]
+        where = {"corpora": [model.corpora[n] for n in mine], "corpus_seed": suite.seed}
+        yield Job(job, "statistics", spec, tuple(inputs), where)
+
+
+def _brief(settings: Mapping[str, Any]) -> str:
+    """Settings as a part of a job's name."""
+    return " ".join(f"{key}={value}" for key, value in sorted(settings.items()) if key in ("sequences", "context"))
 
 
 def write_job(instance: str, build: str) -> Job:
@@ -264,7 +332,13 @@ def _scoring(
         "threads": THREADS,
         "versions": {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers", "lm_eval")},
     }
-    where = {"source": task.source, "doc_ids": block.doc_ids, "ids": block.ids, "trust": suite.trust_task_code}
+    where = {
+        "source": task.source,
+        "doc_ids": block.doc_ids,
+        "ids": block.ids,
+        "trust": suite.trust_task_code,
+        "group": group.name,
+    }
     yield Job(generate, "generate", spec, (_input(suite, facts, "model", name),), where, name)
     judge = {
         "version": JUDGE_VERSION,

@@ -28,7 +28,9 @@ def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, 
     suite = plan.suite
     samples = {name: _samples(plan, progress, name) for name in instances(suite)}
     scores = {split: _by_model(plan, suite.models, samples, split) for split in SPLITS}
-    ranks = stats.ranks(scores["test"]) if scores["test"] else {}
+    # A routed model is told which group it answers, so it does not compete with models that answer all alike.
+    alike = {name: found for name, found in scores["test"].items() if _kind(suite.models[name]) != "routed"}
+    ranks = stats.ranks(alike) if alike else {}
     models = {}
     for name, model in suite.models.items():
         row = _describe(plan, progress, name, model)
@@ -148,6 +150,12 @@ def _describe(plan: Plan, progress: Progress, name: str, model: Model) -> dict[s
         row |= {"parents": list(model.parents), "base": model.base or model.target}
         if model.weights:
             row["weights"] = dict(zip(model.models, model.weights, strict=True))
+        if model.route:
+            row["route"] = dict(model.route)
+        if model.own:
+            row["own"] = dict(zip(model.models, map(dict, model.own), strict=True))
+        if model.corpora:
+            row |= {"corpora": list(model.corpora), "calibration": dict(model.calibration)}
         if model.sweep:
             row["sweep"] = {"row": model.row, "point": dict(model.sweep)}
     elif isinstance(model, Trained):
@@ -158,6 +166,7 @@ def _describe(plan: Plan, progress: Progress, name: str, model: Model) -> dict[s
     row["digest"] = _digests(plan, progress, name, model)
     row["status"], row["error"] = _state(plan, progress, name, model)
     row["cost"] = _cost(plan, progress, _replicates(name, model))
+    row["notes"] = _notes(plan, progress, name, model) or None
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -186,6 +195,20 @@ def _state(plan: Plan, progress: Progress, name: str, model: Model) -> tuple[str
         if kind in ("generate", "judge") and owner in mine and failure.fault != "skipped":
             return "incomplete", f"{job_id}: {failure.error}"
     return "ok", None
+
+
+def _notes(plan: Plan, progress: Progress, name: str, model: Model) -> dict[str, Any]:
+    """The least and greatest of every number that a merge noted of its tensors, such as condition numbers."""
+    found: dict[str, list[float]] = {}
+    if not isinstance(model, Candidate):
+        return {}
+    for instance in _replicates(name, model):
+        entry = progress.done.get(made_by(instance, model))
+        for notes in (entry.result.get("notes") or {}).values() if entry is not None else ():
+            for key, value in notes.items():
+                if key != "action":
+                    found.setdefault(key, []).append(float(value))
+    return {key: {"min": min(all_), "max": max(all_), "tensors": len(all_)} for key, all_ in found.items()}
 
 
 def _cost(plan: Plan, progress: Progress, replicates: Iterable[str]) -> dict[str, float]:

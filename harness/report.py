@@ -88,7 +88,7 @@ def survey(path: Path, options: Options) -> Survey:
     from harness.store import Store
     from harness.suite import load
 
-    suite = load(path)
+    suite = load(path, options.seed)
     store = Store(options.store)
     planned = plan(suite, gather(suite, store))
     folders = [p.parent for p in options.out.glob(f"{suite.name}-*/plan.json")]
@@ -163,20 +163,6 @@ def _line(state: str, what: str, reason: str) -> str:
     return f"  {state:<8} {what}" + (f"  ({reason})" if reason else "")
 
 
-def merge_recipe(recipe: Path, out: Path, seed: int | None) -> dict[str, Any]:
-    """Merge as a recipe file says."""
-    from dataclasses import replace
-
-    from fusion.merge import write
-    from fusion.modelref import Delta
-    from fusion.recipe import read_recipe
-
-    read, parents = read_recipe(recipe)
-    if seed is not None:
-        read = replace(read, seed=seed)
-    return {"out": str(out), **write(Delta(read, tuple(parents.items())), out)}
-
-
 def measure_kinship(models: Sequence[Path], base: Path) -> dict[str, Any]:
     """Contract 6: {"base", "models", "pairs"} of some model folders."""
     from fusion.kinship import MEASURES
@@ -230,6 +216,7 @@ def method_rows() -> list[dict[str, Any]]:
     merges = [
         {
             "name": m.name, "kind": "merged", "formula": m.formula, "paper": m.paper, "base": m.base,
+            "models": list(m.models), "random": m.random, "statistics": m.statistics, "routed": m.routed,
             "parameters": describe(m.Params),
         }
         for m in METHODS.values()
@@ -289,16 +276,34 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
             click.echo(f"{'':<{width}}  {text}")
         if row.get("roles"):
             click.echo(f"{'':<{width}}  needs {', '.join(row['roles'])}")
-        if row.get("base") == "required":
-            click.echo(f"{'':<{width}}  needs base")
+        for line in _needs(row):
+            click.echo(f"{'':<{width}}  {line}")
         for parameter in row.get("parameters", ()):
             click.echo(f"{'':<{width}}    {_parameter(parameter)}")
+
+
+def _needs(row: Mapping[str, Any]) -> list[str]:
+    """What a method takes besides parameters."""
+    lines = []
+    if row.get("models"):
+        least, most = row["models"]
+        count = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"
+        base = {"required": ", and a base", "optional": ", and a base if you like"}.get(row["base"], "")
+        lines.append(f"takes {count} model{'' if count == '1' else 's'}{base}")
+    if row.get("statistics"):
+        lines.append("reads text of each model's own domain: corpora: {model: corpus}")
+    if row.get("routed"):
+        lines.append("makes one model a task: route: {group: model}")
+    if row.get("random"):
+        lines.append("draws at random: seeds: [1, 2, 3] makes replicates")
+    return lines
 
 
 def _parameter(parameter: Mapping[str, Any]) -> str:
     limits = [f">= {parameter['low']}" if parameter["low"] is not None else ""]
     limits.append(f"<= {parameter['high']}" if parameter["high"] is not None else "")
-    kind = ", ".join([parameter["type"], *filter(None, limits)])
+    own = "may differ by model" if parameter.get("per_model") else ""
+    kind = ", ".join([parameter["type"], *filter(None, [*limits, own])])
     default = "required" if parameter["required"] else f"default {parameter['default']}"
     return f"{parameter['name']}: {parameter['help']} ({kind}; {default})"
 

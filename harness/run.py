@@ -27,13 +27,17 @@ from harness.work import FUNCTIONS
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, none of which changes a result. `again` is the command that goes on with an interrupted run."""
+    """How to run. `again` is the command that goes on with an interrupted run; `seed` stands in for the suite's.
+
+    None but the seed changes a result.
+    """
 
     out: Path
     store: Path
     slots: int | None = None
     progress: str = "auto"
     again: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Outcome:
 def run(suite_path: Path, options: Options) -> Outcome:
     """Do what a suite says. Jobs that fail are in the outcome; Ctrl-C raises Interrupted, and what was done is kept."""
     started = time.monotonic()
-    suite = load(suite_path)
+    suite = load(suite_path, options.seed)
     store = Store(options.store)
     facts = gather(suite, store)
     planned = plan(suite, facts)
@@ -63,6 +67,7 @@ def run(suite_path: Path, options: Options) -> Outcome:
         progress = work_off(planned, store, run_dir, options)
         results, scores = record.assemble(planned, progress)
         record.write(run_dir, results, planned, scores)
+        write_refs(run_dir, planned, progress)
         with disk_errors(run_dir):
             leaderboard.write(results, run_dir)
         event("driver.results-written")
@@ -141,6 +146,11 @@ def write_plan(run_dir: Path, planned: Plan) -> None:
 def write_keys(run_dir: Path, driver: Driver) -> None:
     """objects.json: the store's keys that this run stands on; `gc` keeps them."""
     write_whole(run_dir / "objects.json", json.dumps({job: e.key for job, e in driver.progress.done.items()}, indent=1))
+
+
+def write_refs(run_dir: Path, planned: Plan, progress: Progress) -> None:
+    """Where each model's weights are, or what they are merged from: for `fuse-bench export`."""
+    write_whole(run_dir / "refs.json", json.dumps(planned.made(progress.done)))
 
 
 def mlflow_uri(suite: Suite, out: Path) -> str:

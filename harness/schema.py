@@ -4,16 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusion.builders import BUILDERS
+from fusion.calibration import Collect
 from fusion.kinship import MEASURES
 from fusion.methods import METHODS
 from fusion.params import describe
 from harness.pocket import TRAINERS
+from harness.problems import NAME
 from harness.sandbox import LEVELS
-from harness.suite import DTYPES, KEYS, NAME
+from harness.suite import DTYPES, KEYS
 
 NUMBERS = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 1}
 NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-WEIGHTED = {"oneOf": [NAMES, {"type": "object", "additionalProperties": {"type": "number"}}]}
+# A number of a merge may vary over the tensors: a gradient over the layers, or by parts of their names.
+FILTERED = {
+    "type": "object",
+    "properties": {"filter": {"type": ["string", "null"]}, "value": {}},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+VARIED = {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "number"}, FILTERED]}}
 TYPES = {"number": "number", "integer": "integer", "text": "string", "true or false": "boolean", "null": "null"}
 
 
@@ -50,6 +59,7 @@ def _closed(properties: Mapping[str, Any], required: list[str] | None = None) ->
 
 def _source() -> dict[str, Any]:
     keys = {"from": {"type": "string"}, "revision": {"type": "string"}, "dtype": {"enum": list(DTYPES)}}
+    keys["adapter"] = {"type": "string"}
     return _closed(keys, ["from"])
 
 
@@ -59,9 +69,28 @@ def _trained(name: str) -> dict[str, Any]:
 
 
 def _merge(name: str) -> dict[str, Any]:
-    keys = {"method": {"const": name}, "models": WEIGHTED, "base": {"type": "string"}, "seeds": NUMBERS}
-    required = ["method", "models"] + (["base"] if METHODS[name].base == "required" else [])
-    return _with_params(keys, METHODS[name].Params, required, sweep=True)
+    row = METHODS[name]
+    described = describe(row.Params)
+    own = {p["name"]: _parameter(p, sweep=False, varied=True) for p in described if p["per_model"]}
+    number = {"anyOf": [{"type": "number"}, VARIED]}
+    part = {"anyOf": [number, _closed({"weight": number, **own})]}
+    models = {"oneOf": [NAMES, {"type": "object", "additionalProperties": part}]}
+    keys = {"method": {"const": name}, "models": models, "base": {"type": "string"}}
+    keys["allow_unrelated"] = {"type": "boolean"}
+    required = ["method", "models"] + (["base"] if row.base == "required" else [])
+    named = {"type": "object", "additionalProperties": {"type": "string"}}
+    if row.random:
+        keys["seeds"] = NUMBERS
+    if row.statistics:
+        keys |= {"corpora": named, "calibration": _with_params({}, Collect, [])}
+        required.append("corpora")
+    if row.routed:
+        keys["route"] = named
+        required.append("route")
+    mine = {
+        p["name"]: _parameter(p, sweep=True, varied=True) for p in described if not row.routed or p["name"] != "task"
+    }
+    return _closed({**keys, **mine}, required + [p["name"] for p in described if p["required"]])
 
 
 def _fusion(name: str) -> dict[str, Any]:
@@ -84,15 +113,18 @@ def _with_params(keys: Mapping[str, Any], params: type, required: list[str], *, 
     return _closed({**keys, **found}, required + [p["name"] for p in described if p["required"]])
 
 
-def _parameter(parameter: Mapping[str, Any], sweep: bool) -> dict[str, Any]:
+def _parameter(parameter: Mapping[str, Any], sweep: bool, varied: bool = False) -> dict[str, Any]:
+    value: dict[str, Any]
     if parameter["choices"]:
-        value: dict[str, Any] = {"enum": parameter["choices"]}
+        value = {"enum": parameter["choices"]}
     else:
         value = {"type": [TYPES.get(part, "string") for part in parameter["type"].split(" | ")]}
         limits = {"minimum": parameter["low"], "maximum": parameter["high"]}
         value |= {key: limit for key, limit in limits.items() if limit is not None}
+        if varied and parameter["type"] in ("number", "integer"):
+            value = {"anyOf": [value, VARIED]}
     about = {"description": parameter["help"], "default": parameter["default"]}
     if not sweep:
         return {**value, **about}
     swept = _closed({"sweep": {"type": "array", "items": value, "minItems": 1}}, ["sweep"])
-    return {"oneOf": [value, swept], **about}
+    return {"anyOf": [value, swept], **about}

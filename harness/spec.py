@@ -8,12 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is given: a folder, or a repository of the Hugging Face hub."""
+    """A model that is given: a folder, or a repository of the Hugging Face hub; with a LoRA adapter's folder or not."""
 
     name: str
     origin: str
     revision: str | None = None
     dtype: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,24 @@ class Trained:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates."""
+    """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates.
+
+    `weights`, `own` (a model's own parameters) and `corpora` (for methods guided by data) follow `models`.
+    `route` says which of the models each group is answered as, of a model that is told which group it answers.
+    """
 
     name: str
     method: str
     kind: str
     params: Mapping[str, Any]
     models: tuple[str, ...] = ()
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Any, ...] | None = None
+    own: tuple[Mapping[str, Any], ...] = ()
     base: str | None = None
+    corpora: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    route: Mapping[str, str] = field(default_factory=dict)
+    allow_unrelated: bool = False
     target: str | None = None
     corpus: str | None = None
     seeds: tuple[int, ...] = (0,)

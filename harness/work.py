@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 FUNCTIONS = {
     "train": "harness.work:train",
     "fuse": "harness.work:fuse",
+    "statistics": "harness.work:statistics",
     "build": "harness.work:build",
     "write": "harness.work:write",
     "generate": "harness.work:generate",
@@ -67,12 +68,35 @@ def fuse(task: Task) -> Made:
     )
 
 
+def statistics(task: Task) -> Made:
+    """What a data-guided merge must know of one model or several on their corpora; a folder a model."""
+    from harness import build
+
+    models = [ref for _, ref in sorted(task.refs.items())]
+    corpora = (task.where["corpora"], task.where["corpus_seed"])
+    return Made(build.read_data(task.spec, models, corpora, task.out, task.scratch, task.progress))
+
+
 def build(task: Task) -> Made:
-    """A merge made straight in the live model's memory: what is kept is its identity."""
+    """A merge made straight in the live model's memory: what is kept is its identity, and what became of its tensors.
+
+    A routed model has an identity for each of its routes, and one of them all.
+    """
+    from fusion.digests import join_digests
+    from fusion.lineage import to_json
+    from fusion.merge import check_lineage
+    from fusion.modelref import Routed
     from harness.evaluate import live_model
 
-    digests = live_model(task.where["device"]).load(task.refs["self"])
-    return Made({"digests": digests}, digests["model"])
+    live, ref = live_model(task.where["device"]), task.refs["self"]
+    routes = dict(ref.routes) if isinstance(ref, Routed) else {"": ref}
+    kin = check_lineage(next(iter(routes.values())))
+    digests = {group: live.load(route) for group, route in routes.items()}
+    result = {"lineage": to_json(kin), "notes": live.notes}
+    if not isinstance(ref, Routed):
+        return Made({"digests": digests[""], **result}, digests[""]["model"])
+    models = {group: found["model"] for group, found in digests.items()}
+    return Made({"routes": models, **result}, join_digests(models.values()))
 
 
 def write(task: Task) -> Made:
@@ -89,7 +113,7 @@ def generate(task: Task) -> Made:
     live = live_model(task.spec["device"])
     loaded = live.load(task.refs["model"], task.spec["dtype"])
     model = task.inputs["model"]
-    if loaded["model"] != model["digest"]:
+    if loaded["model"] != _expected(model, task.where["group"]):
         raise CheckpointError(
             f"model '{model['model']}' is not what it was when it was {'made' if model['path'] else 'looked at'}: its "
             f"weights, config or tokenizer have changed ({loaded['model']} for {model['digest']}). Run again"
@@ -120,6 +144,11 @@ def relate(task: Task) -> Made:
 
     models = {role: open_ref(ref) for role, ref in sorted(task.refs.items()) if role != "base"}
     return Made({"pairs": kinship(models, open_ref(task.refs["base"]), task.spec["measures"])})
+
+
+def _expected(model: Mapping[str, Any], group: str) -> str:
+    """The digest that a model must have when it answers a group."""
+    return str(((model["result"] or {}).get("routes") or {}).get(group, model["digest"]))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -25,6 +25,17 @@ candidates:
   arithmetic: {method: task_arithmetic, base: base, models: {reasoner: 1, scholar: 1, coder: 0.5}, lambda: 0.4}
   ties: {method: ties, base: base, models: [reasoner, scholar, coder], density: {sweep: [0.3, 0.6]}}
   slerp: {method: slerp, models: [average, coder]}
+  dare: {method: dare_ties, base: base, models: [reasoner, coder], lambda: 0.5, seeds: [1, 2]}
+  regmean:
+    method: regmean
+    models: [reasoner, scholar, coder]
+    corpora: {reasoner: pocket/reasoning, scholar: pocket/commonsense, coder: pocket/code}
+    calibration: {sequences: 32}
+  emr:
+    method: emr
+    base: base
+    models: [reasoner, scholar, coder]
+    route: {bbh: reasoner, commonsense: scholar, code: coder}
   fused:
     {method: fusellm, target: base, teachers: [teacher], corpus: pocket/noisy, lambda: 0.5, steps: 10, seeds: [1, 2]}
 evaluate:

@@ -12,7 +12,7 @@ HEAVY = ("torch", "transformers", "lm_eval", "mlflow", "datasets", "pandas", "sc
 FILES = sorted((ROOT / "fusion").rglob("*.py")) + sorted((ROOT / "harness").rglob("*.py"))
 # Only these may know the engine, beside what calls it in a worker or checks against its tables.
 KNOW_FUSION = {
-    "build", "cli", "compare", "evaluate", "execute", "expand", "facts", "order", "plan", "pocket", "relate", "report",
+    "build", "candidates", "cli", "compare", "evaluate", "execute", "expand", "facts", "guided", "merging", "order", "plan", "pocket", "problems", "relate", "report",
     "schema", "spec", "suite", "work", "yamlfile",
 }  # fmt: skip
 

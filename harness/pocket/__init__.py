@@ -33,6 +33,9 @@ TRAINERS: dict[str, Trainer] = {
     "pocket/specialist": Trainer(
         "pocket/specialist", trainers.SpecialistParams, trainers.specialist, parent=True, version=1
     ),
+    "pocket/multitask": Trainer(
+        "pocket/multitask", trainers.MultitaskParams, trainers.multitask, parent=True, version=1
+    ),
     "pocket/teacher": Trainer("pocket/teacher", trainers.TeacherParams, trainers.teacher, parent=False, version=1),
 }
 

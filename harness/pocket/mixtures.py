@@ -40,11 +40,20 @@ def specialist(skill: str, replay: float) -> dict[str, float]:
     return {group: 1 - replay if group == own else replay * share / rest for group, share in BASE.items()}
 
 
-CORPORA = {"pocket/clean": 1.0, "pocket/noisy": 0.5}  # share of right answers
+# Text for fusion, by the share of right answers in it; and each specialist's own domain, as it was trained on it.
+FUSION_CORPORA = {"pocket/clean": 1.0, "pocket/noisy": 0.5}
+DOMAINS = {f"pocket/{skill}": skill for skill in GROUP_OF}
+CORPORA = (*FUSION_CORPORA, *DOMAINS)
 CORPUS_DOCUMENTS = 2000
+REPLAY = 0.3
 
 
 def corpus(name: str, seed: int) -> list[Document]:
-    """Text for fusion: every task alike, all (`pocket/clean`) or half (`pocket/noisy`) of the answers right."""
+    """Text for fusion: every task alike, all (`pocket/clean`) or half (`pocket/noisy`) of the answers right.
+
+    Or text of one specialist's domain (`pocket/reasoning`, ...): drawn as its training text was, but other documents.
+    """
     rng = random.Random(f"{name} {seed}")
-    return documents(dict.fromkeys(TASKS, 1.0), CORPUS_DOCUMENTS, rng, CORPORA[name])
+    if name in DOMAINS:
+        return documents(shares(specialist(DOMAINS[name], REPLAY)), CORPUS_DOCUMENTS, rng)
+    return documents(dict.fromkeys(TASKS, 1.0), CORPUS_DOCUMENTS, rng, FUSION_CORPORA[name])

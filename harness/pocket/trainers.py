@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,9 +79,17 @@ class BaseParams:
 @dataclass(frozen=True)
 class SpecialistParams:
     skill: mixtures.Skill = param(help="what it is trained on")
-    replay: float = param(0.3, low=0.0, high=1.0, help="share of its documents that come from the other skills")
+    replay: float = param(
+        mixtures.REPLAY, low=0.0, high=1.0, help="share of its documents that come from the other skills"
+    )
     size: SizeName = param("pocket", help=SIZE_HELP)
     steps: int | None = param(None, low=1, help=STEPS_HELP)
+
+
+@dataclass(frozen=True)
+class MultitaskParams:
+    size: SizeName = param("pocket", help=SIZE_HELP)
+    steps: int | None = param(None, low=1, help="training steps; left out: as many as the specialists have together")
 
 
 @dataclass(frozen=True)
@@ -160,14 +168,35 @@ def specialist(
     params: SpecialistParams, parent: Path | None, seed: int, out: Path, scratch: Path, progress: Progress
 ) -> dict[str, Any]:
     """Its parent, trained further on one skill and a replay of the others."""
+    size = SIZES[params.size]
+    course = _specialists(params.skill, params.replay, params.steps or size.specialist_steps, size, seed)
+    return _go_on(parent, course.documents(), course.settings(), out, scratch, progress)
+
+
+def multitask(
+    params: MultitaskParams, parent: Path | None, seed: int, out: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """Its parent, trained further on the very documents of all specialists together: what merging them is held to."""
+    size = SIZES[params.size]
+    courses = [_specialists(skill, mixtures.REPLAY, size.specialist_steps, size, seed) for skill in mixtures.GROUP_OF]
+    settings = replace(courses[0].settings(), steps=params.steps or sum(course.steps for course in courses))
+    joined = [document for course in courses for document in course.documents()]
+    random.Random(f"multitask {seed}").shuffle(joined)
+    return _go_on(parent, joined, settings, out, scratch, progress)
+
+
+def _specialists(skill: str, replay: float, steps: int, size: Size, seed: int) -> Course:
+    groups = mixtures.specialist(skill, replay)
+    return Course(f"specialist {skill}", groups, steps, size.specialist_learning_rate, size, seed)
+
+
+def _go_on(
+    parent: Path | None, texts: list[Document], settings: "Settings", out: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
     import transformers
 
     from fusion import train
 
-    size = SIZES[params.size]
-    groups = mixtures.specialist(params.skill, params.replay)
-    steps = params.steps or size.specialist_steps
-    course = Course(f"specialist {params.skill}", groups, steps, size.specialist_learning_rate, size, seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(parent)
     tokenizer = transformers.AutoTokenizer.from_pretrained(parent)
-    return train.train(model, tokenizer, course.documents(), course.settings(), out, scratch, progress)
+    return train.train(model, tokenizer, texts, settings, out, scratch, progress)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from fusion.checkpoint import folder_digests
+from fusion.digests import folder_digests
 from harness import runs
 from harness.run import Options
 from harness.run import run as run_suite

@@ -1,0 +1,214 @@
+"""The candidates of a suite: what each is made of and by which method, checked against the engine's tables."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion.builders import BUILDERS, Role
+from fusion.calibration import Collect
+from fusion.methods import METHODS
+from fusion.methods.method import Method
+from fusion.params import did_you_mean
+from fusion.recipe import check_recipe
+from harness.expand import expand, with_controls
+from harness.pocket import CORPORA
+from harness.problems import Problems
+from harness.spec import Candidate, Model
+from harness.yamlfile import Key, under
+
+MERGE_KEYS = ("method", "models", "base", "seeds", "allow_unrelated", "corpora", "calibration", "route")
+CALIBRATION = ("sequences", "context")
+FUSION_KEYS = ("method", "seeds", "control")
+
+
+class Candidates:
+    """Reads the `candidates:` of a suite; every problem goes to `problems`."""
+
+    def __init__(self, problems: Problems, folder: Path, seed: int, groups: Sequence[str]) -> None:
+        self.problems, self.folder, self.seed, self.groups = problems, folder, seed, groups
+
+    def read(self, models: dict[str, Model], given: Mapping[str, Any]) -> None:
+        """Add the candidates, their sweeps' points and their controls to the models."""
+        expanded = []
+        for row, value in given.items():
+            at: Key = ("candidates", row)
+            if not self.problems.good_name(at, row):
+                continue
+            if row in models:
+                hint = "every model and candidate has its own name"
+                self.problems.add(at, f"'{row}' is already the name of a model", hint, True)
+                continue
+            if not isinstance(value, dict) or not isinstance(value.get("method"), str):
+                hint = f"known: {', '.join([*METHODS, *BUILDERS])}"
+                self.problems.add(at, f"candidate '{row}' needs `method:`", hint)
+                continue
+            try:
+                expanded += [(row, at, name, plain, sweep) for name, plain, sweep in expand(row, value)]
+            except ValueError as error:
+                self.problems.add(at, str(error))
+        known = [*models, *given, *(name for _, _, name, _, _ in expanded)]
+        for row, at, name, plain, sweep in expanded:
+            candidate = self._candidate(at, plain, known)
+            if candidate is not None:
+                models[name] = Candidate(name=name, row=row, sweep=sweep, **candidate)
+        try:
+            models.update(with_controls(models, given))
+        except ValueError as error:
+            self.problems.add(("candidates",), str(error))
+
+    def _candidate(self, at: Key, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any] | None:
+        method = value["method"]
+        if method in METHODS:
+            found = self._merge(at, METHODS[method], value, known)
+        elif method in BUILDERS:
+            found = self._fusion(at, method, value, known)
+        else:
+            hint = did_you_mean(method, [*METHODS, *BUILDERS])
+            self.problems.add((*at, "method"), f"unknown method '{method}'", hint)
+            return None
+        found["seeds"] = self._seeds(at, value)
+        if method in METHODS and not METHODS[method].random and len(found["seeds"]) > 1:
+            self.problems.add((*at, "seeds"), f"{method} draws nothing at random: every seed would give the same model")
+        return found
+
+    def _merge(self, at: Key, row: Method, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        models, weights, own = self._parents((*at, "models"), value.get("models"), known)
+        base = value.get("base")
+        if base is not None:
+            self.problems.reference((*at, "base"), base, known)
+            base = str(base)
+        given = {key: part for key, part in value.items() if key not in MERGE_KEYS}
+        if row.routed:
+            self._not_a_parameter(at, given)
+            given["task"] = models[0] if models else ""
+        params, problems = check_recipe(row.name, models, weights, base, given, own)
+        # Where a model's own parameters are wrong, its name tells more than its position.
+        self.problems.found += under(at, problems)
+        unrelated = self.problems.typed(
+            (*at, "allow_unrelated"), value.get("allow_unrelated", False), bool, "true or false"
+        )
+        return {
+            "method": row.name,
+            "kind": "routed" if row.routed else "merged",
+            "params": params,
+            "models": models,
+            "weights": weights,
+            "own": own,
+            "base": base,
+            "allow_unrelated": unrelated,
+            **self._data(at, row, value, models),
+            "route": self._route(at, row, value, models),
+        }
+
+    def _not_a_parameter(self, at: Key, given: Mapping[str, Any]) -> None:
+        if "task" in given:
+            self.problems.add((*at, "task"), "`task` is set by the route", "route: {group: model}", True)
+
+    def _data(self, at: Key, row: Method, value: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
+        """The text of each parent's own domain, for a method that is guided by data."""
+        corpora, calibration = value.get("corpora"), value.get("calibration", {})
+        if row.statistics is None:
+            for key in ("corpora", "calibration"):
+                if key in value:
+                    self.problems.add((*at, key), f"{row.name} reads no data", f"remove '{key}'", True)
+            return {"corpora": (), "calibration": {}}
+        if not isinstance(corpora, dict):
+            self.problems.add(at, f"{row.name} needs `corpora:`", "{model: corpus} for each model, of its own domain")
+            return {"corpora": (), "calibration": {}}
+        for name in corpora:
+            if name not in models:
+                hint = did_you_mean(str(name), models)
+                self.problems.add((*at, "corpora", name), f"'{name}' is not merged here", hint, True)
+        lost = [name for name in models if name not in corpora]
+        for name in lost:
+            self.problems.add((*at, "corpora"), f"there is no corpus for '{name}'")
+        found = tuple(self._corpus((*at, "corpora", name), corpora[name]) for name in models if name not in lost)
+        if not isinstance(calibration, dict):
+            self.problems.add((*at, "calibration"), "calibration is a mapping", "{sequences: N, context: N}")
+            calibration = {}
+        self.problems.known_keys((*at, "calibration"), calibration, CALIBRATION)
+        filled = self.problems.params((*at, "calibration"), Collect, calibration)
+        return {"corpora": found, "calibration": {key: filled.get(key) for key in CALIBRATION}}
+
+    def _route(self, at: Key, row: Method, value: dict[str, Any], models: Sequence[str]) -> dict[str, str]:
+        """Which parent each group of tasks is answered as, of a model that is told which group it answers."""
+        route = value.get("route")
+        if not row.routed:
+            if route is not None:
+                self.problems.add((*at, "route"), f"{row.name} makes one model for all groups", "remove 'route'", True)
+            return {}
+        if not isinstance(route, dict):
+            self.problems.add(at, f"{row.name} needs `route:`", f"{{group: model}} for {', '.join(self.groups)}")
+            return {}
+        for group, name in route.items():
+            if group not in self.groups:
+                hint = did_you_mean(str(group), self.groups)
+                self.problems.add((*at, "route", group), f"there is no group '{group}'", hint, True)
+            if name not in models:
+                hint = did_you_mean(str(name), models)
+                self.problems.add((*at, "route", group), f"'{name}' is not merged here", hint)
+        for group in self.groups:
+            if group not in route:
+                self.problems.add((*at, "route"), f"no model is named for group '{group}'")
+        return {str(group): str(name) for group, name in route.items()}
+
+    def _fusion(self, at: Key, method: str, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        builder = BUILDERS[method]
+        roles = {role.name: self._role((*at, role.name), role, value, known) for role in builder.roles}
+        if value.get("control", "clm") not in ("none", "clm"):
+            self.problems.add((*at, "control"), f"control is {value['control']!r}; expected none or clm")
+        own = {key: part for key, part in value.items() if key not in (*roles, *FUSION_KEYS)}
+        params = self.problems.params(at, builder.Params, own)
+        found = {"method": method, "kind": builder.kind, "params": params, "models": roles.get("teachers") or ()}
+        return {**found, "target": roles.get("target"), "corpus": roles.get("corpus")}
+
+    def _role(self, at: Key, role: Role, value: dict[str, Any], known: Sequence[str]) -> Any:
+        """Who plays a part of a fusion: a model's name, several, or a corpus."""
+        given = value.get(role.name)
+        if given is None:
+            self.problems.add(at[:-1], f"{value['method']} needs `{role.name}:`")
+        elif role.kind == "corpus":
+            return self._corpus(at, given)
+        elif role.many:
+            if isinstance(given, dict):
+                self.problems.add(at, f"'{role.name}' is a list of models")
+            return self._parents(at, given, known)[0]
+        else:
+            self.problems.reference(at, given, known)
+            return str(given)
+        return None
+
+    def _corpus(self, at: Key, corpus: Any) -> str:
+        if isinstance(corpus, str) and corpus.startswith("pocket/"):
+            if corpus not in CORPORA:
+                self.problems.add(at, f"there is no corpus '{corpus}'", did_you_mean(corpus, CORPORA))
+            return corpus
+        path = (self.folder / str(corpus)).absolute()
+        if not path.is_file():
+            self.problems.add(at, f"there is no file {path}", f"a corpus is a .jsonl file, or {', '.join(CORPORA)}")
+        return str(path)
+
+    def _parents(
+        self, at: Key, value: Any, known: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[Any, ...] | None, tuple[Mapping[str, Any], ...]]:
+        """Names, their weights and their own parameters: a list, {model: weight}, or {model: {weight, ...}}."""
+        if not isinstance(value, list | dict) or not value:
+            self.problems.add(at, f"'{at[-1]}' is a list of models, or a mapping of models to weights")
+            return (), None, ()
+        for index, name in enumerate(value):
+            self.problems.reference((*at, name if isinstance(value, dict) else index), name, known)
+        names = tuple(str(name) for name in value)
+        if isinstance(value, list):
+            return names, None, ()
+        parts = [part if isinstance(part, dict) else {"weight": part} for part in value.values()]
+        weights = tuple(part.get("weight", 1.0) for part in parts) if any("weight" in part for part in parts) else None
+        own = tuple({key: part[key] for key in part if key != "weight"} for part in parts)
+        return names, weights, own if any(own) else ()
+
+    def _seeds(self, at: Key, value: dict[str, Any]) -> tuple[int, ...]:
+        seeds = value.get("seeds", [self.seed])
+        good = isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)
+        if not good or len(set(seeds)) != len(seeds):
+            self.problems.add((*at, "seeds"), "seeds is a list of different whole numbers")
+            return (self.seed,)
+        return tuple(seeds)
