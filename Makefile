@@ -4,7 +4,7 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check fix torture clean
+.PHONY: quickstart test check fix torture peers bench-merge clean
 
 quickstart: .venv/installed
 	$(BIN)/fuse-bench run suites/quickstart.yaml
@@ -26,6 +26,14 @@ fix: .venv/installed-dev
 torture: .venv/installed-dev
 	$(BIN)/python -m pytest -m torture tests/test_torture.py
 
+# Every method beside mergekit, which lives in an environment of its own.
+peers: .venv/installed-dev .venv-peers/installed
+	$(BIN)/python -m pytest -m peers tests/peers
+
+# Wall time and memory beside mergekit's: make bench-merge ARGS="--large --runs 5"
+bench-merge: .venv/installed-dev .venv-peers/installed
+	$(BIN)/python -m tests.bench.bench_merge $(ARGS)
+
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fuse-bench needs Python 3.11 or 3.12; none is on the path. Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
@@ -38,5 +46,14 @@ torture: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	touch $@
 
+# The same torch as ours: random streams and sums are equal to the last bit only then.
+.venv-peers/installed: constraints.txt
+	@test -n "$(PYTHON)" || { echo "fuse-bench needs Python 3.11 or 3.12; none is on the path. Set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt mergekit==0.1.5
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -115,7 +115,8 @@ class EmrFile:
         result = torch.empty_like(base)
         parts = (flat.reshape(-1).split(BLOCK) for flat in (result, tau, mask, base))
         for into, t, m, b in zip(*parts, strict=True):
-            into.copy_(t.float().mul_(m).mul_(self.tasks[task]).add_(b.float()))
+            # The first product is a tensor of its own: tau is a view of the file.
+            into.copy_((t.float() * m).mul_(self.tasks[task]).add_(b.float()))
         return result
 
 

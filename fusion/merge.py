@@ -31,7 +31,7 @@ from fusion.errors import CheckpointError, MismatchError
 from fusion.lineage import Lineage, check_kin
 from fusion.methods.apply import Merge, config_of
 from fusion.modelref import Delta, ModelRef, open_ref
-from fusion.stream import in_order
+from fusion.stream import in_order, one_thread
 from fusion.tokens import tokenizer_folder
 
 # In a folder as long as it is being written: what a killed write leaves may be written over.
@@ -47,6 +47,8 @@ class Shard:
     size: int
 
 
+# Tensors are made side by side on one thread each: more would only wait for one another.
+@one_thread()
 def write(
     ref: ModelRef, out: Path, shard_bytes: float = 5e9, threads: int = 1, device: str = "cpu", check: bool = False
 ) -> dict[str, Any]:

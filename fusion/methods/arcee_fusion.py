@@ -111,7 +111,7 @@ def _as_mergekit(
     if not base.numel():
         return base
     p, q = (torch.softmax(theta, -1).add_(LEAST) for theta in (models[0], base))
-    importance = (models[0] - base).abs_() * (p * (p.log() - q.log())).sum(-1, keepdim=base.ndim > 0)
+    importance = (models[0] - base).abs_() * (p * (p / q).log()).sum(-1, keepdim=base.ndim > 0)
     ordered = importance.reshape(-1).sort().values
     threshold = _outlying(*(ordered[int(q * (len(ordered) - 1))] for q in QUANTILES))
     return base + (models[0] - base) * (importance >= threshold)

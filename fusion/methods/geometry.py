@@ -75,21 +75,19 @@ def combined(
 def arc(
     inner: Float64[Tensor, "2 2 *parts"],
     t: float,
-    straight: Callable[[Float64[Tensor, " *parts"]], Bool[Tensor, " *parts"]],
-    shortest: float = 0.0,
-) -> Float64[Tensor, "pair *parts"]:
+    straight: Callable[[Float[Tensor, " *parts"]], Bool[Tensor, " *parts"]],
+) -> Float64[Tensor, "..."]:
     """The factors of two vectors on the arc between them: sin((1-t) omega)/sin(omega) and sin(t omega)/sin(omega).
 
-    straight(cos omega): whether the line between them is taken instead, with the factors 1-t and t; it also is where a
-    vector has no length. shortest: what counts as a length at least.
+    straight(cos omega): whether the line between them is taken instead, with the factors 1-t and t; it is also taken
+    where a vector is zero.
     """
-    length = inner[0, 0].clamp_min(0).sqrt().clamp_min(shortest) * inner[1, 1].clamp_min(0).sqrt().clamp_min(shortest)
+    length = (inner[0, 0] * inner[1, 1]).clamp_min(0.0).sqrt()
     cosine = torch.where(length > 0, inner[0, 1] / length, 1.0).clamp(-1.0, 1.0)
     omega = torch.acos(cosine)
     line = straight(cosine)
     sine = torch.where(line, 1.0, torch.sin(omega))
-    parts = [torch.where(line, part, torch.sin(part * omega) / sine) for part in (1.0 - t, t)]
-    return torch.stack(parts)
+    return torch.stack([torch.where(line, part, torch.sin(part * omega) / sine) for part in (1.0 - t, t)])
 
 
 def _vectors(block: Block) -> list[Tensor]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fusion.methods.call import Blocks, Place, gram
+from fusion.methods.call import Blocks, Place
 from fusion.methods.geometry import combined, products
 from fusion.methods.method import Compat, Method
 from fusion.params import param
@@ -45,25 +46,21 @@ def merge(
 
     Every u is a linear combination of the models, so the steps are made on its coefficients, in float64. Models whose
     tensor is zero have no direction, and count in the mean length alone. A tensor opposite to u pulls it nowhere: of
-    two opposite tensors the mean is in the first one's direction, which mergekit misses by rounding. With `compat` a
-    tensor no longer than tol counts as zero.
+    two opposite tensors the mean is in the first one's direction, where mergekit returns what rounding makes of it;
+    it also counts a tensor no longer than tol as zero. `compat` repeats both.
     """
     return combined(models, None, at.found)
 
 
 def survey(blocks: Blocks, weights: None, params: Params, at: Place) -> list[float]:
     """The models' factors, from the lengths of their tensors and the angles between them."""
-    return _factors(products(blocks), params, 0.0)
+    return _factors(products(blocks), params)
 
 
-def _as_mergekit(models: list[Tensor], base: None, weights: None, params: Params, at: Place) -> Tensor:
-    return combined(models, None, _factors(gram(models), params, params.tol))
-
-
-def _factors(inner: Float64[Tensor, "n n"], params: Params, least: float) -> list[float]:
+def _factors(inner: Float64[Tensor, "n n"], params: Params) -> list[float]:
     products = inner.numpy()
     lengths = np.sqrt(np.maximum(products.diagonal(), 0.0))
-    used = lengths > least
+    used = lengths > 0
     if not used.any():
         return [0.0] * len(lengths)
     inverse = np.where(used, 1.0 / np.where(used, lengths, 1.0), 0.0)
@@ -92,6 +89,32 @@ def _mean(cosines: Numbers, used: npt.NDArray[np.bool_], params: Params) -> Numb
 
 def _length(cosines: Numbers, vector: Numbers) -> float:
     return math.sqrt(max(float(vector @ cosines @ vector), 0.0))
+
+
+def _as_mergekit(
+    models: list[Float[Tensor, " *shape"]], base: None, weights: None, params: Params, at: Place
+) -> Float[Tensor, " *shape"]:
+    """In float32 throughout, on the tensors themselves."""
+    lengths = [torch.linalg.norm(theta) for theta in models]
+    units = [theta / length for theta, length in zip(models, lengths, strict=True) if length > params.tol]
+    if not units:
+        return torch.zeros_like(models[0])
+    mean = sum(unit * (1.0 / len(units)) for unit in units)
+    size = torch.linalg.norm(mean)
+    point = mean / size if size >= params.tol else units[0]
+    for _ in range(params.max_iter):
+        step = torch.zeros_like(point)
+        for unit in units:
+            cosine = torch.dot(point.reshape(-1), unit.reshape(-1)).clamp(-1.0, 1.0)
+            angle = torch.acos(cosine)
+            if angle >= params.tol:
+                step = step + 1.0 / len(units) * (angle / torch.sin(angle)) * (unit - cosine * point)
+        size = torch.linalg.norm(step)
+        if size < params.tol:
+            break
+        point = torch.cos(size) * point + torch.sin(size) * (step / size)
+        point = point / torch.linalg.norm(point)
+    return sum(length / len(models) for length in lengths) * point
 
 
 METHOD = Method(

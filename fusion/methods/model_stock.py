@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fusion.methods.call import Blocks, Place, gram
+from fusion.methods.call import Blocks, Place
 from fusion.methods.geometry import as_rows, combined, products, row_products, vectors
 from fusion.methods.method import Compat, Method
 from fusion.params import param
@@ -46,44 +46,46 @@ def merge(
     """
     if at.found is not None:
         return combined(models, base, [at.found / len(models)] * len(models))
-    return _by_row(models, base, at, compat=False)
+    rows, below = [as_rows(theta, at.shape) for theta in models], as_rows(base, at.shape)
+    ratio = _ratio(row_products(vectors(rows, below))) / len(models)
+    return combined(rows, below, ratio[:, None].expand(len(models), -1, -1)).reshape(base.shape)
 
 
 def survey(blocks: Blocks, weights: None, params: Params, at: Place) -> float | None:
     """The ratio of the tensor; None where every row has its own."""
     if params.filter_wise:
         return None
-    return float(_ratio(products(blocks), compat=False))
+    return float(_ratio(products(blocks)))
 
 
-def _by_row(models: list[Tensor], base: Tensor, at: Place, compat: bool) -> Tensor:
-    rows, below = [as_rows(theta, at.shape) for theta in models], as_rows(base, at.shape)
-    ratio = _ratio(row_products(vectors(rows, below)), compat) / len(models)
-    return combined(rows, below, ratio[:, None].expand(len(models), -1, -1)).reshape(base.shape)
-
-
-def _ratio(inner: Float64[Tensor, "n n *parts"], compat: bool) -> Float64[Tensor, " *parts"]:
+def _ratio(inner: Float64[Tensor, "n n *parts"]) -> Float64[Tensor, " *parts"]:
     count = len(inner)
-    lengths = torch.stack([inner[i, i] for i in range(count)]).clamp_min(0).sqrt()
-    cosines = []
-    for i in range(count):
-        for j in range(i):
-            size = lengths[i] * lengths[j]
-            size = size.clamp_min(NO_LENGTH) if compat else torch.where(size > 0, size, 1.0)
-            cosines.append((inner[i, j] / size).clamp(-1.0, 1.0))
+    lengths = torch.stack([inner[i, i] for i in range(count)]).clamp_min(0.0).sqrt()
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    sizes = [lengths[i] * lengths[j] for i, j in pairs]
+    cosines = [inner[i, j] / torch.where(size > 0, size, 1.0) for (i, j), size in zip(pairs, sizes, strict=True)]
+    cosine = torch.stack(cosines).mean(0).clamp(0.0, 1.0)
+    return count * cosine / (1.0 + (count - 1) * cosine)
+
+
+def _as_mergekit(
+    models: list[Float[Tensor, " *shape"]], base: Float[Tensor, " *shape"], weights: None, params: Params, at: Place
+) -> Float[Tensor, " *shape"]:
+    """In float32 throughout."""
+    form = at.shape if params.filter_wise and at.shape else (-1,)
+    deltas = [delta.reshape(form) for delta in vectors(models, base)]
+    lengths = [torch.linalg.norm(delta, dim=-1, keepdim=True) for delta in deltas]
+    cosines = [
+        ((deltas[i] * deltas[j]).sum(-1, keepdim=True) / (lengths[i] * lengths[j]).clamp_min(NO_LENGTH)).clamp(-1, 1)
+        for i in range(len(deltas))
+        for j in range(i)
+    ]
     cosine = torch.stack(cosines).mean(0)
-    if not compat:
-        cosine = cosine.clamp_min(0.0)
-    share = 1.0 + (count - 1) * cosine
+    share = 1.0 + (len(models) - 1) * cosine
     gone = share.abs() < NO_SHARE
-    return torch.where(gone, 0.0, count * cosine / torch.where(gone, 1.0, share))
-
-
-def _as_mergekit(models: list[Tensor], base: Tensor, weights: None, params: Params, at: Place) -> Tensor:
-    if params.filter_wise:
-        return _by_row(models, base, at, compat=True)
-    ratio = float(_ratio(gram(vectors(models, base)), compat=True))
-    return combined(models, base, [ratio / len(models)] * len(models))
+    ratio = torch.where(gone, 0.0, len(models) * cosine / torch.where(gone, 1.0, share))
+    ratio = ratio if params.filter_wise else ratio.reshape(())
+    return ratio * torch.stack(models).mean(0) + (1.0 - ratio) * base
 
 
 METHOD = Method(

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fusion.errors import RecipeError
-from fusion.methods.call import Blocks, Place, spread
-from fusion.methods.geometry import cancels, combined, products, shares
-from fusion.methods.method import Method
+from fusion.methods.call import Block, Blocks, Place, spread
+from fusion.methods.geometry import cancels, combined, products, shares, vectors
+from fusion.methods.method import Compat, Method
 from fusion.params import param
 
 FORMULA = "theta = (sum_i w_i |v_i|) m / |m|,   m = sum_i w_i v_i / |v_i|, of the task vectors where there is a base"
@@ -48,9 +49,9 @@ def merge(
     3. length      theta = base + (sum_i w_i |v_i|) m / |m|
 
     mergekit then moves along the mean of the vectors' projections on the tangent space at m, which is 0 since m is
-    their mean: rounding apart this is all. One model is returned as it is. Where directions cancel (|m| < 1e-6), two
-    vectors are averaged, sum_i w_i v_i, and more raise RecipeError; so they do there, and there also where all vectors
-    are zero, as with a tensor that no model has trained: here it keeps the base's values.
+    their mean: rounding apart, which `compat` repeats, this is all. One model is returned as it is. Where directions
+    cancel (|m| < 1e-6), two vectors are averaged, sum_i w_i v_i, and more raise RecipeError; so they do there, and
+    there also where all vectors are zero, as with a tensor that no model has trained: here it keeps the base's values.
     """
     return combined(models, base, at.found)
 
@@ -78,6 +79,31 @@ def survey(blocks: Blocks, weights: Sequence[float] | None, params: Params, at: 
     )
 
 
+def _as_mergekit(
+    models: list[Float[Tensor, " *shape"]],
+    base: Float[Tensor, " *shape"] | None,
+    weights: Sequence[float] | None,
+    params: Params,
+    at: Place,
+) -> Float[Tensor, " *shape"]:
+    """In float32 throughout, with the step on the tangent space."""
+    count = len(models)
+    given = shares(weights, count, at.tensor) if params.normalize_weights else spread(weights, count)
+    from_base = vectors(models, base)
+    lengths = [torch.linalg.norm(vector) for vector in from_base]
+    units = [vector / (length + params.eps) for vector, length in zip(from_base, lengths, strict=True)]
+    mean = sum(w * unit for w, unit in zip(given, units, strict=True))
+    size = torch.linalg.norm(mean)
+    if count == 1 or size < max(params.eps, CANCELLED):
+        return combined(models, base, survey(lambda: iter([Block(0, models, base)]), weights, params, at))
+    mean = mean / size
+    step = sum(w * (unit - (unit * mean).sum() * mean) for w, unit in zip(given, units, strict=True))
+    angle = torch.linalg.norm(step) + params.eps
+    found = mean * torch.cos(angle) + step * torch.sin(angle) / angle
+    found = found * sum(w * length for w, length in zip(given, lengths, strict=True))
+    return found if base is None else base + found
+
+
 METHOD = Method(
     name="multislerp",
     merge=merge,
@@ -91,4 +117,5 @@ METHOD = Method(
     unit="elements",
     survey=survey,
     check=check,
+    compat=Compat(merge=_as_mergekit),
 )

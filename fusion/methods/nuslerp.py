@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from fusion.methods.call import Block, Blocks, Place
+from fusion.methods.call import Blocks, Place
 from fusion.methods.geometry import (
     arc,
     as_rows,
@@ -64,15 +65,22 @@ def merge(
     to be at a right angle to the other (`compat` does so too), sets t = 1/2 where the weights sum to 0, which is
     refused here, and returns rounding noise for opposite vectors.
     """
-    factors = _by_row(models, base, weights, params, at, 0.0) if at.found is None else at.found
-    return _put(models, base, factors, at.shape)
+    if at.found is not None:
+        return combined(models, base, at.found)
+    rows, below = [as_rows(theta, at.shape) for theta in models], None if base is None else as_rows(base, at.shape)
+    factors = arc(row_products(vectors(rows, below)), shares(weights, 2, at.tensor)[1], straight)
+    return combined(rows, below, factors.unsqueeze(-1)).reshape(models[0].shape)
 
 
 def survey(
     blocks: Blocks, weights: Sequence[float] | None, params: Params, at: Place
 ) -> Float64[Tensor, "2 parts"] | list[float] | None:
     """The factors of the two models, for the tensor or for each column; None where rows go by themselves."""
-    return _factors(blocks, weights, params, at, 0.0)
+    flat = params.nuslerp_flatten or len(at.shape) < 2
+    if not flat and not params.nuslerp_row_wise:
+        return None
+    found = arc(products(blocks) if flat else column_products(blocks), shares(weights, 2, at.tensor)[1], straight)
+    return found.tolist() if flat else found
 
 
 def straight(cosine: Float64[Tensor, " *parts"]) -> Bool[Tensor, " *parts"]:
@@ -80,42 +88,24 @@ def straight(cosine: Float64[Tensor, " *parts"]) -> Bool[Tensor, " *parts"]:
     return 1.0 - cosine * cosine <= IN_LINE
 
 
-def _factors(
-    blocks: Blocks, weights: Sequence[float] | None, params: Params, at: Place, shortest: float
-) -> Float64[Tensor, "2 parts"] | list[float] | None:
-    flat = params.nuslerp_flatten or len(at.shape) < 2
-    if not flat and not params.nuslerp_row_wise:
-        return None
-    t = shares(weights, 2, at.tensor)[1]
-    found = arc(products(blocks) if flat else column_products(blocks), t, straight, shortest)
-    return found.tolist() if flat else found
-
-
-def _by_row(
-    models: list[Tensor], base: Tensor | None, weights: Sequence[float] | None, params: Params, at: Place, least: float
-) -> Float64[Tensor, "2 parts 1"]:
-    rows = [as_rows(vector, at.shape) for vector in vectors(models, base)]
-    return arc(row_products(rows), shares(weights, 2, at.tensor)[1], straight, least).unsqueeze(-1)
-
-
-def _put(models: list[Tensor], base: Tensor | None, factors: Tensor | list[float], shape: tuple[int, ...]) -> Tensor:
-    """The combination, with factors for every row in the rows' own shape."""
-    if not isinstance(factors, Tensor) or factors.ndim == 2:
-        return combined(models, base, factors)
-    rows = [as_rows(theta, shape) for theta in models]
-    return combined(rows, None if base is None else as_rows(base, shape), factors).reshape(models[0].shape)
-
-
 def _as_mergekit(
-    models: list[Tensor], base: Tensor | None, weights: Sequence[float] | None, params: Params, at: Place
-) -> Tensor:
-    """With a zero vector at a right angle to the other."""
-    count = at.shape[0] if len(at.shape) > 1 else 1
-    form = (count, models[0].numel() // max(count, 1))
-    own, below = [theta.reshape(form) for theta in models], None if base is None else base.reshape(form)
-    found = _factors(lambda: iter([Block(0, own, below)]), weights, params, at, NO_LENGTH)
-    factors = _by_row(own, below, weights, params, at, NO_LENGTH) if found is None else found
-    return _put(own, below, factors, at.shape).reshape(at.shape)
+    models: list[Float[Tensor, " *shape"]],
+    base: Float[Tensor, " *shape"] | None,
+    weights: Sequence[float] | None,
+    params: Params,
+    at: Place,
+) -> Float[Tensor, " *shape"]:
+    """In float32 throughout."""
+    dim = 0 if params.nuslerp_row_wise and not params.nuslerp_flatten else -1
+    form = (-1,) if params.nuslerp_flatten or not at.shape else at.shape
+    near, far = [vector.reshape(form) for vector in vectors(models, base)]
+    t = shares(weights, 2, at.tensor)[1]
+    units = [v / torch.linalg.norm(v, dim=dim, keepdim=True).clamp_min(NO_LENGTH) for v in (near, far)]
+    cosine = (units[0] * units[1]).sum(dim, keepdim=True).clamp(-1.0, 1.0)
+    omega = torch.acos(cosine)
+    curved = (torch.sin((1.0 - t) * omega) * near + torch.sin(t * omega) * far) / torch.sin(omega)
+    found = torch.where(cosine.abs() == 1.0, (1.0 - t) * near + t * far, curved).reshape(at.shape)
+    return found if base is None else base + found
 
 
 METHOD = Method(

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Float64
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fusion.methods.call import Blocks, Place, gram
+from fusion.methods.call import Blocks, Place
 from fusion.methods.geometry import arc, combined, products
 from fusion.methods.method import Compat, Method
 from fusion.params import param
@@ -15,8 +16,9 @@ PAPER = "Shoemake 1985, Animating rotation with quaternion curves (slerp), appli
 
 # Nearer to a line than this, sin(omega) is too small to divide by.
 COLINEAR = 0.9995
-# What mergekit takes for no length.
+# What mergekit takes for no length, and how many elements it adds up at a time.
 NO_LENGTH = 1e-8
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,24 @@ def survey(blocks: Blocks, weights: None, params: Params, at: Place) -> list[flo
     return arc(products(blocks), params.t, straight).tolist()
 
 
-def straight(cosine: Float64[Tensor, " *parts"]) -> Bool[Tensor, " *parts"]:
+def straight(cosine: Float[Tensor, " *parts"]) -> Bool[Tensor, " *parts"]:
     """Whether two vectors are so nearly in line that the line between them is taken."""
     return cosine.abs() > COLINEAR
 
 
-def _as_mergekit(models: list[Tensor], base: None, weights: None, params: Params, at: Place) -> Tensor:
-    """With a zero tensor at a right angle to the other."""
-    return combined(models, None, arc(gram(models), params.t, straight, NO_LENGTH).tolist())
+def _as_mergekit(
+    models: list[Float[Tensor, " *shape"]], base: None, weights: None, params: Params, at: Place
+) -> Float[Tensor, " *shape"]:
+    """In float32 throughout, lengths and products summed piece by piece."""
+    pieces = [theta.reshape(-1).split(PIECE) for theta in models]
+    lengths = [torch.linalg.norm(torch.stack([torch.linalg.norm(part) for part in mine])) for mine in pieces]
+    near, far = [length if length > NO_LENGTH else torch.ones_like(length) for length in lengths]
+    cosine = sum((a / near * (b / far)).sum() for a, b in zip(*pieces, strict=True)).clamp(-1.0, 1.0)
+    if straight(cosine):
+        return models[0] * (1.0 - params.t) + models[1] * params.t
+    omega = torch.acos(cosine)
+    shares = [torch.sin(part * omega) / torch.sin(omega) for part in (1.0 - params.t, params.t)]
+    return models[0] * shares[0] + models[1] * shares[1]
 
 
 METHOD = Method(
