@@ -108,7 +108,8 @@ class Checkpoint:
             self._maps[file], entries = _open_file(file)
             self._entries.update(entries)
         _check_index(self.donor, self._entries)
-        for copy in self._stored_copies():
+        self._names = sorted(self._entries)
+        for copy in stored_copies(self.config, self):
             del self._entries[copy]
         self._names = sorted(self._entries)
 
@@ -134,19 +135,25 @@ class Checkpoint:
             raise CheckpointError(f"{self.donor} has no tensor '{name}'")
         return self._entries[name]
 
-    def _stored_copies(self) -> list[str]:
-        """Output heads that repeat the input embedding they are tied to, which must not be counted twice.
 
-        A head that differs is no copy: transformers then leaves it untied, and so do we.
-        """
-        if not self.config.get("tie_word_embeddings", True):
-            return []
-        heads = [name for name in OUTPUT_HEADS if name in self._entries]
-        return [head for head in heads if any(self._repeats(head, other) for other in self._entries if other != head)]
+def stored_copies(config: Mapping[str, Any], source: Source) -> list[str]:
+    """Output heads that repeat the input embedding they are tied to, which must not be counted twice.
 
-    def _repeats(self, head: str, other: str) -> bool:
-        a, b = self._entries[head], self._entries[other]
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(self.tensor(head), self.tensor(other))
+    A head that differs is no copy: transformers then leaves it untied, and so do we.
+    """
+    if not config.get("tie_word_embeddings", True):
+        return []
+    names = source.names()
+    return [
+        head
+        for head in OUTPUT_HEADS
+        if head in names and any(_repeats(source, head, other) for other in names if other != head)
+    ]
+
+
+def _repeats(source: Source, head: str, other: str) -> bool:
+    same = source.shape(head) == source.shape(other) and source.dtype(head) == source.dtype(other)
+    return same and torch.equal(source.tensor(head), source.tensor(other))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -243,7 +250,8 @@ def _no_weights(folder: Path) -> list[Path]:
     if pickled:
         raise CheckpointError(
             f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code when they are read: "
-            "load the model where you trust it and save it again with model.save_pretrained(FOLDER), as safetensors"
+            "save the model again with model.save_pretrained(FOLDER), as safetensors, or allow it: --allow-pickle, or "
+            "`allow_pickle: true` on the model of a suite"
         )
     raise CheckpointError(f"{folder} holds no weights: looked for {SINGLE}, {INDEX} and *.safetensors")
 

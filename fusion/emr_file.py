@@ -53,26 +53,25 @@ def write_emr(ref: Delta, out: Path, routes: Mapping[str, str] | None = None, th
     base, models = parents[recipe.base], {name: parents[name] for name in recipe.models}
     check_same({recipe.base: base, **models})
     names = _merged(base, models)
-    norms: dict[str, Norms] = {}
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ELECTED).open("wb") as elected, (out / MASKS).open("wb") as masks:
-        elected.write(_header((name, base.dtype(name), base.shape(name)) for name in names))
-        masks.write(_header((name, torch.uint8, (len(models), _bytes(base, name))) for name in names))
-        made = in_order(lambda name: _compact(base, models, name), names, threads)
-        for name, (tau, bits, mine) in zip(names, made, strict=True):
-            elected.write(tensor_bytes(tau))
-            masks.write(tensor_bytes(bits))
-            norms[name] = mine / max(tau.numel(), 1) if recipe.params.get("rescaler") == "code" else mine
-    scales = rescalers(sum((norms[name] for name in sorted(names)), np.zeros((len(models), 2))))
-    about = {
-        "format": FORMAT,
-        "base": weights_digest(base),
-        "rescaler": recipe.params.get("rescaler", "paper"),
-        "tasks": dict(zip(models, scales, strict=True)),
-        "routes": dict(routes or {}),
-    }
-    # Last, since a folder without it is no model.
-    (out / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    try:
+        norms = _write(base, models, names, out, threads)
+        if recipe.params.get("rescaler") == "code":
+            norms = {name: mine / max(math.prod(base.shape(name)), 1) for name, mine in norms.items()}
+        scales = rescalers(sum((norms[name] for name in sorted(names)), np.zeros((len(models), 2))))
+        about = {
+            "format": FORMAT,
+            "base": weights_digest(base),
+            "rescaler": recipe.params.get("rescaler", "paper"),
+            "tasks": dict(zip(models, scales, strict=True)),
+            "routes": dict(routes or {}),
+        }
+        # Last, since a folder without it is no model.
+        (out / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    except BaseException:
+        for file in (ELECTED, MASKS, ABOUT):
+            (out / file).unlink(missing_ok=True)
+        raise
     return about
 
 
@@ -138,6 +137,20 @@ class _Task:
 
     def tensor(self, name: str) -> Tensor:
         return self._file.tensor(self._task, name)
+
+
+def _write(base: Source, models: Mapping[str, Source], names: list[str], out: Path, threads: int) -> dict[str, Norms]:
+    """Write tau and the masks of these tensors; gives the tasks' norms in each."""
+    norms: dict[str, Norms] = {}
+    with (out / ELECTED).open("wb") as elected, (out / MASKS).open("wb") as masks:
+        elected.write(_header((name, base.dtype(name), base.shape(name)) for name in names))
+        masks.write(_header((name, torch.uint8, (len(models), _bytes(base, name))) for name in names))
+        made = in_order(lambda name: _compact(base, models, name), names, threads)
+        for name, (tau, bits, mine) in zip(names, made, strict=True):
+            elected.write(tensor_bytes(tau))
+            masks.write(tensor_bytes(bits))
+            norms[name] = mine
+    return norms
 
 
 def _merged(base: Source, models: Mapping[str, Source]) -> list[str]:

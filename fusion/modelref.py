@@ -1,25 +1,30 @@
 """How a job names a model: a folder, or a merge that is not built. Refs cross processes; weights do not."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fusion.checkpoint import Checkpoint, Source
 from fusion.errors import RecipeError
 from fusion.methods.apply import Merge
+from fusion.pickled import Pickled
 from fusion.recipe import Recipe
+
+SAFE = "*.safetensors"
 
 
 @dataclass(frozen=True)
 class Folder:
     """A model on disk: the path of a transformers folder (config.json, *.safetensors, tokenizer).
 
-    `adapter` is the path of a LoRA folder (peft's adapter_config.json and its weights) that is added to it.
+    `adapter` is the path of a LoRA folder (peft's adapter_config.json and its weights) that is added to it. `pickled`
+    allows weights that can run code when they are read, where there are no others.
     """
 
     path: str
     adapter: str | None = None
+    pickled: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def to_json(ref: ModelRef) -> dict[str, Any]:
     """A JSON object, tagged with its type, from which `from_json` makes an equal ref."""
     if isinstance(ref, Folder):
         adapter = {} if ref.adapter is None else {"adapter": ref.adapter}
-        return {"type": "folder", "path": ref.path, **adapter}
+        return {"type": "folder", "path": ref.path, **adapter, **({"pickled": True} if ref.pickled else {})}
     if isinstance(ref, Routed):
         return {"type": "routed", "routes": [[group, to_json(route)] for group, route in ref.routes]}
     parents = [[name, to_json(parent)] for name, parent in ref.parents]
@@ -59,7 +64,7 @@ def to_json(ref: ModelRef) -> dict[str, Any]:
 def from_json(content: Mapping[str, Any]) -> ModelRef:
     """The ref that `to_json` wrote. Raises RecipeError for a type that is not known."""
     if content.get("type") == "folder":
-        return Folder(content["path"], content.get("adapter"))
+        return Folder(content["path"], content.get("adapter"), content.get("pickled", False))
     if content.get("type") == "routed":
         return Routed(tuple((group, from_json(route)) for group, route in content["routes"]))
     if content.get("type") == "delta":
@@ -69,6 +74,15 @@ def from_json(content: Mapping[str, Any]) -> ModelRef:
     raise RecipeError(f"unknown type of model reference: {content.get('type')!r}; known: folder, delta, routed")
 
 
+def with_pickles(ref: ModelRef) -> ModelRef:
+    """The same model, its pickled weights allowed wherever a folder has no others."""
+    if isinstance(ref, Folder):
+        return replace(ref, pickled=True)
+    if isinstance(ref, Routed):
+        return replace(ref, routes=tuple((group, with_pickles(route)) for group, route in ref.routes))
+    return replace(ref, parents=tuple((name, with_pickles(parent)) for name, parent in ref.parents))
+
+
 def open_ref(ref: ModelRef, threads: int = 1, device: str = "cpu") -> Source:
     """The model's tensors, one at a time: of a folder by mmap, of a merge computed when asked for.
 
@@ -76,7 +90,7 @@ def open_ref(ref: ModelRef, threads: int = 1, device: str = "cpu") -> Source:
     model cannot be had; RecipeError too for a routed model, which is as many models as it has routes.
     """
     if isinstance(ref, Folder):
-        source = Checkpoint(ref.path)
+        source = Pickled(ref.path) if ref.pickled and not any(Path(ref.path).glob(SAFE)) else Checkpoint(ref.path)
         if ref.adapter is None:
             return source
         from fusion.adapter import Adapted

@@ -84,7 +84,7 @@ def documents(corpus: str, seed: int) -> Sequence[Document]:
 
 def folder_of(ref: ModelRef, out: Path) -> Path:
     """A folder that holds the model: its own, or `out` with a merge written for this job."""
-    if isinstance(ref, Folder) and ref.adapter is None:
+    if isinstance(ref, Folder) and ref.adapter is None and not ref.pickled:
         return Path(ref.path)
     shutil.rmtree(out, ignore_errors=True)  # what a killed try left
     write(ref, out)

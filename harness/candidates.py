@@ -95,6 +95,7 @@ class Candidates:
             "weights": weights,
             "own": own,
             "base": base,
+            "merges_base": row.merges_base,
             "allow_unrelated": unrelated,
             **self._data(at, row, value, models),
             "route": self._route(at, row, value, models),

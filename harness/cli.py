@@ -136,6 +136,9 @@ def plan(suite: str, seed: int | None, out: Path, store: Path | None, as_json: b
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda (all GPUs), cuda:1.")
 @click.option("--allow-unrelated", is_flag=True, help="Merge models that share no ancestor, too.")
+@click.option(
+    "--allow-pickle", is_flag=True, help="Read pickled weights, which could run code, where there are no others."
+)
 @store_option
 @json_option
 def merge(
@@ -145,6 +148,7 @@ def merge(
     compat: str | None,
     device: str,
     allow_unrelated: bool,
+    allow_pickle: bool,
     store: Path | None,
     as_json: bool,
 ) -> None:
@@ -155,7 +159,7 @@ def merge(
     from harness.merging import merge_recipe, merged_words
 
     cache = _store(store) / "statistics"
-    report = merge_recipe(recipe, out, cache, seed, compat, device, allow_unrelated)
+    report = merge_recipe(recipe, out, cache, seed, compat, device, allow_unrelated, allow_pickle)
     _json(report) if as_json else click.echo(merged_words(report))
 
 

@@ -132,7 +132,7 @@ def _folder(model: Source, store: Store) -> FolderFacts:
     if cache.is_file():
         known = json.loads(cache.read_text())
     else:
-        known = source_digests(open_ref(Folder(str(path), model.adapter)))
+        known = source_digests(open_ref(Folder(str(path), model.adapter, model.pickled)))
         write_whole(cache, json.dumps(known))
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return FolderFacts(str(path), known["model"], size, stamps)

@@ -11,7 +11,7 @@ from fusion import lineage
 from fusion.errors import CheckpointError
 from fusion.merge import write
 from fusion.methods import METHODS
-from fusion.modelref import Delta, Folder, Routed, from_json, open_ref
+from fusion.modelref import Delta, Folder, Routed, from_json, open_ref, with_pickles
 from fusion.params import did_you_mean
 from fusion.recipe_file import read_recipe
 from harness import runs
@@ -26,9 +26,11 @@ def merge_recipe(
     compat: str | None = None,
     device: str = "cpu",
     allow_unrelated: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Merge as a recipe file says; returns what `fusion.merge.write` does. What is read of corpora stays in `cache`."""
     ref = read_recipe(recipe, seed=seed, compat=compat, allow_unrelated=allow_unrelated)
+    ref = with_pickles(ref) if allow_pickle else ref
     if isinstance(ref, Delta):
         row = METHODS[ref.recipe.method]
         if row.routed:

@@ -60,7 +60,7 @@ class Plan:
         """Where a model's weights are, or how to make them, once the jobs it needs are done."""
         model, seed = instances(self.suite)[instance]
         if isinstance(model, Source):
-            return Folder(self.facts.folders[instance].path, model.adapter)
+            return Folder(self.facts.folders[instance].path, model.adapter, model.pickled)
         if isinstance(model, Candidate) and model.kind == "routed":
             return Routed(tuple((group, self._merge(model, seed, done, task)) for group, task in model.route.items()))
         if isinstance(model, Candidate) and model.kind == "merged":
@@ -364,7 +364,7 @@ def dtype_of(suite: Suite, instance: str) -> str:
 
 def kinship_base(suite: Suite, model: Candidate) -> str | None:
     """What the task vectors of a candidate's parents are taken from."""
-    return model.base or suite.kinship_base
+    return suite.kinship_base if model.merges_base else model.base or suite.kinship_base
 
 
 def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple[str, str]]:
@@ -373,7 +373,7 @@ def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple
         if not isinstance(model, Candidate) or model.kind != "merged" or not suite.measures:
             continue
         base = kinship_base(suite, model)
-        parents = sorted(parent for parent in model.models if parent != base)
+        parents = sorted(parent for parent in model.parents if parent != base)
         if base is None or len(parents) < 2:
             continue
         job_id = f"relate {' '.join(parents)} to {base}"

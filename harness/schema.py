@@ -59,7 +59,7 @@ def _closed(properties: Mapping[str, Any], required: list[str] | None = None) ->
 
 def _source() -> dict[str, Any]:
     keys = {"from": {"type": "string"}, "revision": {"type": "string"}, "dtype": {"enum": list(DTYPES)}}
-    keys["adapter"] = {"type": "string"}
+    keys |= {"adapter": {"type": "string"}, "allow_pickle": {"type": "boolean"}}
     return _closed(keys, ["from"])
 
 

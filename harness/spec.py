@@ -15,6 +15,7 @@ class Source:
     revision: str | None = None
     dtype: str | None = None
     adapter: str | None = None
+    pickled: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Candidate:
     """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates.
 
     `weights`, `own` (a model's own parameters) and `corpora` (for methods guided by data) follow `models`.
+    `merges_base`: the base is merged, too, and not what task vectors are taken from.
     `route` says which of the models each group is answered as, of a model that is told which group it answers.
     """
 
@@ -44,6 +46,7 @@ class Candidate:
     weights: tuple[Any, ...] | None = None
     own: tuple[Mapping[str, Any], ...] = ()
     base: str | None = None
+    merges_base: bool = False
     corpora: tuple[str, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     route: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +62,8 @@ class Candidate:
     @property
     def parents(self) -> tuple[str, ...]:
         """The models it is made of: what is merged, or target and teachers."""
-        return ((self.target,) if self.target else ()) + self.models
+        first = self.target or (self.base if self.merges_base else None)
+        return ((first,) if first else ()) + self.models
 
 
 Model = Source | Trained | Candidate

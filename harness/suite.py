@@ -34,7 +34,7 @@ KEYS = {
     "sandbox": f"the least isolation that generated programs are run with: any | {' | '.join(LEVELS)}",
     "trust_task_code": "true allows task files that bring Python code (`!function`)",
 }
-SOURCE_KEYS, TRAINED_KEYS = ("from", "revision", "dtype", "adapter"), ("train", "from", "seed")
+SOURCE_KEYS, TRAINED_KEYS = ("from", "revision", "dtype", "adapter", "allow_pickle"), ("train", "from", "seed")
 GROUP_KEYS = ("tasks", "limit", "batch_size")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -135,7 +135,9 @@ class _Reader:
                 if revision is not None:
                     self.problems.typed((*at, "revision"), revision, str, "text: put it in quotes")
                 folder = self.resolve_folder((*at, "from"), origin)
-                models[name] = Source(name, folder, revision, dtype, self.adapter(at, value))
+                pickled = value.get("allow_pickle", False)
+                self.problems.typed((*at, "allow_pickle"), pickled, bool, "true or false")
+                models[name] = Source(name, folder, revision, dtype, self.adapter(at, value), bool(pickled))
 
     def adapted(self, at: Key, origin: str, value: dict[str, Any], given: Mapping[str, Any]) -> str:
         """The folder that an adapter belongs to, which may be that of another model of this suite."""

@@ -113,7 +113,7 @@ def _as_mergekit(
     p, q = (torch.softmax(theta, -1).add_(LEAST) for theta in (models[0], base))
     importance = (models[0] - base).abs_() * (p * (p / q).log()).sum(-1, keepdim=base.ndim > 0)
     ordered = importance.reshape(-1).sort().values
-    threshold = _outlying(*(ordered[int(q * (len(ordered) - 1))] for q in QUANTILES))
+    threshold = _outlying(*(float(ordered[int(q * (len(ordered) - 1))]) for q in QUANTILES))
     return base + (models[0] - base) * (importance >= threshold)
 
 
@@ -124,6 +124,7 @@ METHOD = Method(
     formula=FORMULA,
     paper=PAPER,
     base="required",
+    merges_base=True,
     models=(1, 1),
     weights=False,
     version=1,

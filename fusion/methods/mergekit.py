@@ -57,14 +57,19 @@ def dropped(delta: Tensor, own: Mapping[str, float], stream: torch.Generator) ->
 
 
 def magpruned(delta: Tensor, own: Mapping[str, float], stream: torch.Generator) -> Tensor:
-    """DELLA's drop: a probability by rank within each row, a vector being one row."""
+    """DELLA's drop: a probability by rank along the second axis, a vector being one row.
+
+    In a row of one entry, where mergekit divides 0 by 0 and stops, it is the density.
+    """
     density, epsilon = own["density"], own["epsilon"]
     rows = delta if delta.ndim > 1 else delta.reshape(1, -1)
+    width = rows.shape[1]
+    if width == 1:
+        return dropped(delta, own, stream)
+    numbers = torch.arange(1, width + 1, dtype=rows.dtype, device=rows.device)
     places = rows.abs().argsort(dim=1)
-    ranks = torch.empty_like(rows)
-    ranks.scatter_(1, places, torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).expand_as(rows))
-    low, high = ranks.min(dim=1, keepdim=True).values, ranks.max(dim=1, keepdim=True).values
-    kept = (density - epsilon) + (ranks - low) / (high - low) * 2 * epsilon
+    ranks = torch.empty_like(rows).scatter_(1, places, numbers.reshape(-1, *([1] * (rows.ndim - 2))).expand_as(rows))
+    kept = (density - epsilon) + (ranks - 1) / (width - 1) * 2 * epsilon
     return delta * torch.bernoulli(kept.cpu(), generator=stream).to(delta).reshape(delta.shape)
 
 

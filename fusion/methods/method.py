@@ -25,6 +25,7 @@ class Method:
     it is given. `unit` is what a block may be: any run of "elements" (1-D), whole "rows" (2-D, the first axis kept, a
     vector being one row), or the whole "tensor" in its shape. Smaller units take less memory and are faster.
     `models` is the least and the greatest number of models. `weights` says whether models may be weighted.
+    `merges_base` says that the base is one of the models that are merged, and not what task vectors are taken from.
     `random` says that the result depends on the seed. `statistics` names what the method needs to know of each model's
     data (see fusion/statistics.py). `routed` says that the result is one model a task (see emr.py).
     `version` counts changes that alter results; it is part of every key of what the method builds.
@@ -43,6 +44,7 @@ class Method:
     weights: bool
     version: int
     unit: Literal["elements", "rows", "tensor"]
+    merges_base: bool = False
     random: bool = False
     statistics: Literal["gram", "gram++", "fisher"] | None = None
     routed: bool = False

@@ -46,6 +46,7 @@ METHOD = Method(
     formula=FORMULA,
     paper=PAPER,
     base="required",
+    merges_base=True,
     models=(1, 1),
     weights=False,
     version=1,

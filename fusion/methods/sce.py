@@ -137,7 +137,7 @@ def _as_mergekit(
     models: list[Float[Tensor, " *shape"]], base: Float[Tensor, " *shape"], weights: None, params: Params, at: Place
 ) -> Float[Tensor, " *shape"]:
     deltas = torch.stack(models).sub_(base)
-    if params.select_topk < 1:
+    if params.select_topk < 1 and base.numel():
         variance = deltas.var(0, correction=0).reshape(-1)
         chosen = torch.zeros_like(variance)
         count = int(variance.count_nonzero().item() * params.select_topk)

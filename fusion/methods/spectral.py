@@ -27,7 +27,7 @@ def singular(matrix: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m r"], Float[
         right, values, left = singular(matrix.T)
         return left.T, values, right.T
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    least = float(values[0]) * max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    least = float(values[:1].sum()) * max(matrix.shape) * torch.finfo(matrix.dtype).eps
     rank = int((values > least).count_nonzero())
     return left[:, :rank], values[:rank], right[:rank]
 

@@ -116,6 +116,15 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_write_that_fails_leaves_room_for_the_next(tmp_path: Path) -> None:
+    refs = parents(tmp_path)
+    tensors = {name: Checkpoint(tmp_path / "code").tensor(name) for name in SHAPES}
+    broken = save_plain(tmp_path / "broken", {**tensors, "c": torch.full(SHAPES["c"], torch.nan)})
+    with pytest.raises(CheckpointError, match="code: tensor c holds 30 NaN"):
+        write_emr(delta((*refs[:2], ("code", Folder(str(broken))), refs[3])), tmp_path / "out")
+    write_emr(delta(refs), tmp_path / "out")
+
+
 def test_integers_must_agree(tmp_path: Path) -> None:
     refs = parents(tmp_path, steps=torch.arange(3))
     tensors = {name: Checkpoint(tmp_path / "code").tensor(name) for name in SHAPES}
