@@ -206,7 +206,7 @@ def check_same(sources: Mapping[str, Source]) -> None:
 def check_finite(tensor: Tensor, name: str, model: str) -> None:
     """Raises CheckpointError that names the tensor when it holds a NaN or an infinity."""
     # The sum is one cheap pass and is finite only if every term is; only a suspect is looked at closely.
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item()):
         return
     wide = tensor.float()
     nans, infinities = int(wide.isnan().sum()), int(wide.isinf().sum())

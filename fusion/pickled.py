@@ -67,9 +67,9 @@ def _load(file: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{file} is damaged or holds more than tensors, and is not read ({reason})") from error
-    odd = (
-        [name for name, value in content.items() if not isinstance(value, Tensor)] if isinstance(content, dict) else []
-    )
-    if not isinstance(content, dict) or odd:
-        raise CheckpointError(f"{file} is no state dict: {', '.join(map(str, odd)) or type(content).__name__}")
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is no state dict but {type(content).__name__}")
+    odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise CheckpointError(f"{file} is no state dict: {', '.join(odd)} are no tensors")
     return {str(name): tensor.detach() for name, tensor in content.items()}

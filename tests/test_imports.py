@@ -12,8 +12,8 @@ HEAVY = ("torch", "transformers", "lm_eval", "mlflow", "datasets", "pandas", "sc
 FILES = sorted((ROOT / "fusion").rglob("*.py")) + sorted((ROOT / "harness").rglob("*.py"))
 # Only these may know the engine, beside what calls it in a worker or checks against its tables.
 KNOW_FUSION = {
-    "build", "candidates", "cli", "compare", "evaluate", "execute", "expand", "facts", "guided", "merging", "order", "plan", "pocket", "problems", "relate", "report",
-    "schema", "spec", "suite", "work", "yamlfile",
+    "build", "candidates", "cli", "compare", "evaluate", "execute", "expand", "facts", "guided", "merging", "order",
+    "plan", "pocket", "problems", "relate", "report", "schema", "spec", "suite", "work", "yamlfile",
 }  # fmt: skip
 
 

@@ -242,7 +242,7 @@ def _cutter(unit: str, shape: tuple[int, ...], device: str) -> Callable[[Tensor]
 
 def _check_range(result: Tensor, merged: Tensor, name: str) -> None:
     """Raises RecipeError where a result has left its dtype's range."""
-    if not torch.isfinite(result.sum(dtype=torch.float32)) and not torch.isfinite(result.float()).all():
+    if not math.isfinite(result.sum(dtype=torch.float32).item()) and not torch.isfinite(result.float()).all():
         raise RecipeError(
             f"the merge overflows {str(result.dtype).removeprefix('torch.')} in {name} (largest magnitude "
             f"{merged.abs().max().item():.3g}): lower the weights or lambda, or set dtype: bfloat16 or float32"

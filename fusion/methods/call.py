@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Elements a block on the CPU: small enough for some blocks in float32 to stay in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -114,7 +114,7 @@ def _as_mergekit(
             break
         point = torch.cos(size) * point + torch.sin(size) * (step / size)
         point = point / torch.linalg.norm(point)
-    return sum(length / len(models) for length in lengths) * point
+    return sum(length * (1.0 / len(models)) for length in lengths) * point
 
 
 METHOD = Method(

@@ -88,7 +88,11 @@ def _as_mergekit(
 ) -> Float[Tensor, " *shape"]:
     """In float32 throughout, with the step on the tangent space."""
     count = len(models)
-    given = shares(weights, count, at.tensor) if params.normalize_weights else spread(weights, count)
+    given = torch.tensor(spread(weights, count), device=models[0].device)
+    if params.normalize_weights:
+        # Only to refuse weights that sum to 0: these are to be float32 as mergekit's are.
+        shares(weights, count, at.tensor)
+        given = given / given.sum()
     from_base = vectors(models, base)
     lengths = [torch.linalg.norm(vector) for vector in from_base]
     units = [vector / (length + params.eps) for vector, length in zip(from_base, lengths, strict=True)]
@@ -99,7 +103,7 @@ def _as_mergekit(
     mean = mean / size
     step = sum(w * (unit - (unit * mean).sum() * mean) for w, unit in zip(given, units, strict=True))
     angle = torch.linalg.norm(step) + params.eps
-    found = mean * torch.cos(angle) + step * torch.sin(angle) / angle
+    found = mean * torch.cos(angle) + step * (torch.sin(angle) / angle)
     found = found * sum(w * length for w, length in zip(given, lengths, strict=True))
     return found if base is None else base + found
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fusion.methods.call import Block, Blocks, Place, inner
+from fusion.methods.call import BLOCK, Block, Blocks, Place, inner
 from fusion.methods.geometry import vectors
 from fusion.methods.method import Compat, Method
 from fusion.methods.trim import Band, Cut, kept_count, own_cuts, trim
@@ -72,7 +72,7 @@ def merge(
     deltas = vectors(models, base)
     if at.found.cut is not None and params.variant != "fusechat":
         deltas = _selected(deltas, at.found.cut, at.start)
-    sign = torch.stack(deltas).sum(0)
+    sign = _sum(deltas)
     sign = sign.sign_() if plain else torch.where(sign >= 0, 1.0, -1.0)
     total, mass = torch.zeros_like(base), torch.zeros_like(base)
     for delta, share in zip(deltas, at.found.shares, strict=True):
@@ -125,29 +125,47 @@ def _variances(blocks: Blocks) -> Iterator[Block]:
 
 def _variance(deltas: Sequence[Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
     """The variance of every element over the models."""
-    mean = torch.stack(list(deltas)).mean(0)
+    mean = _sum(deltas).div_(len(deltas))
     total = torch.zeros_like(mean)
+    off = torch.empty_like(mean)
     for delta in deltas:
-        off = delta - mean
+        torch.sub(delta, mean, out=off)
         total.addcmul_(off, off)
     return total.div_(len(deltas))
+
+
+def _sum(deltas: Sequence[Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total.add_(delta)
+    return total
 
 
 def _as_mergekit(
     models: list[Float[Tensor, " *shape"]], base: Float[Tensor, " *shape"], weights: None, params: Params, at: Place
 ) -> Float[Tensor, " *shape"]:
-    deltas = torch.stack(models).sub_(base)
+    """In mergekit's operations for each element, some elements at a time; its top-k decides among equal variances."""
+    parts = [torch.stack(part).sub_(part[-1])[:-1] for part in _parts(models, base)]
     if params.select_topk < 1 and base.numel():
-        variance = deltas.var(0, correction=0).reshape(-1)
-        chosen = torch.zeros_like(variance)
+        variance = torch.cat([part.var(0, correction=0) for part in parts])
         count = int(variance.count_nonzero().item() * params.select_topk)
-        chosen[variance.topk(count).indices] = 1.0
-        deltas.mul_(chosen.reshape(base.shape))
-    sign = torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
-    sizes = deltas.square().reshape(len(models), -1).mean(1)
+        chosen = torch.zeros_like(variance)
+        chosen[variance.topk(count, sorted=False).indices] = 1.0
+        for part, here in zip(parts, chosen.split(BLOCK), strict=True):
+            part.mul_(here)
+    sizes = torch.stack([torch.cat([part[i].square() for part in parts]).mean() for i in range(len(models))])
     shares = sizes / sizes.sum() if sizes.sum() >= NO_SIZE else torch.full_like(sizes, 1.0 / len(models))
-    left = deltas.sign().eq_(sign).mul_(shares.reshape(-1, *[1] * base.ndim))
-    return (deltas * left).sum(0).div_(left.sum(0).clamp_min_(NO_MASS)).add_(base)
+    found = []
+    for part, below in zip(parts, base.reshape(-1).split(BLOCK), strict=True):
+        sign = torch.where(part.sum(0) >= 0, 1.0, -1.0)
+        left = part.sign().eq_(sign).mul_(shares[:, None])
+        found.append(part.mul_(left).sum(0).div_(left.sum(0).clamp_min_(NO_MASS)).add_(below))
+    return torch.cat(found).reshape(base.shape)
+
+
+def _parts(models: Sequence[Float[Tensor, " *shape"]], base: Float[Tensor, " *shape"]) -> Iterator[tuple[Tensor, ...]]:
+    """The models and the base, a run of elements at a time."""
+    return zip(*(theta.reshape(-1).split(BLOCK) for theta in (*models, base)), strict=True)
 
 
 METHOD = Method(

@@ -64,6 +64,11 @@ def assert_close(found: Arrays, expected: Mapping[str, np.ndarray], tolerance: f
         np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=4 * tolerance * scale, err_msg=name)
 
 
+def assert_same(found: Arrays, expected: Arrays) -> None:
+    """To the bit."""
+    assert all(found[k].tobytes() == expected[k].tobytes() for k in expected)
+
+
 BASE, A, B, C = random_model(0), random_model(1), random_model(2), random_model(3)
 OPPOSITE = {k: np.float32(2 * BASE[k] - A[k]) for k in BASE}
 TIED = {k: np.float32(BASE[k] * 0 + 0.5) for k in BASE}

@@ -16,7 +16,7 @@ from fusion.merge import load_into, write
 from fusion.methods import METHODS
 from fusion.methods.apply import Merge
 from fusion.modelref import Delta, Folder, ModelRef, from_json, open_ref, to_json
-from fusion.recipe import Recipe
+from fusion.recipe import Recipe, Slice, Span
 from tests.fusion.models import Memory, logits, save_llama, save_plain, tiny_llama
 
 
@@ -323,3 +323,25 @@ def test_memory_holds_a_few_tensors_whatever_the_model(
 
 def test_errors_of_one_tree() -> None:
     assert all(issubclass(error, FusionError) for error in (CheckpointError, MismatchError, RecipeError))
+
+
+def test_a_stack_of_slices_as_the_parent_of_another_merge(llamas: dict[str, Path], tmp_path: Path) -> None:
+    """Depth up-scaling in a first stage: the second stage's config has the first's number of layers."""
+    from transformers import AutoModelForCausalLM
+
+    plain = {"scale": 1.0}
+    slices = tuple(Slice((Span(name, 0, 2),), None, None, plain) for name in ("math", "code"))
+    stack = delta(llamas, Recipe("passthrough", ("math", "code"), None, None, plain, slices=slices))
+    outer = Delta(recipe("linear", ("first", "second")), (("first", stack), ("second", stack)))
+    write(outer, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.num_hidden_layers == len(loaded.model.layers) == 4
+    last = Checkpoint(llamas["code"]).tensor("model.layers.1.mlp.up_proj.weight")
+    assert torch.equal(loaded.model.layers[3].mlp.up_proj.weight, last)
+
+
+def test_more_threads_write_the_same_bytes(llamas: dict[str, Path], tmp_path: Path) -> None:
+    for threads in (1, 3):
+        write(delta(llamas, TIES), tmp_path / str(threads), threads=threads)
+    one, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("1", "3"))
+    assert one == three

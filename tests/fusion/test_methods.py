@@ -1,7 +1,5 @@
-"""What holds for every method of the table, and linear and slerp against a plain float64 implementation."""
+"""What holds for every method of the table."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,64 +13,11 @@ from fusion.methods import METHODS, linear
 from fusion.methods.apply import Merge
 from fusion.methods.call import inner
 from fusion.recipe import Recipe
-from tests.fusion.arrays import BASE, DTYPES, OPPOSITE, SETS, WEIGHTS, ZEROS, A, Arrays, B, assert_close, merged, wide
+from tests.fusion.arrays import BASE, A, B
 from tests.fusion.models import Memory
 
 # Arguments of methods that have no default for them.
 NEEDED: dict[str, dict[str, Any]] = {"emr": {"task": "x"}}
-
-
-def plain_linear(models: Sequence[Arrays], weights: Sequence[float]) -> Arrays:
-    return {k: sum(w * m[k] for w, m in zip(weights, models, strict=True)) / sum(weights) for k in models[0]}
-
-
-def plain_slerp(models: Sequence[Arrays], t: float) -> Arrays:
-    result = {}
-    for k, a in models[0].items():
-        b = models[1][k]
-        norms = np.linalg.norm(a) * np.linalg.norm(b)
-        cosine = float((a * b).sum() / norms) if norms else 1.0
-        if abs(cosine) > 0.9995:
-            result[k] = (1 - t) * a + t * b
-        else:
-            omega = math.acos(cosine)
-            result[k] = (math.sin((1 - t) * omega) * a + math.sin(t * omega) * b) / math.sin(omega)
-    return result
-
-
-def prepared(
-    models: str, weights: str, dtype: torch.dtype
-) -> tuple[list[Arrays], Arrays, list[Arrays], Arrays, tuple[float, ...] | None, tuple[float, ...]]:
-    given_models, base = SETS[models]
-    chosen = WEIGHTS[weights]
-    used = None if chosen is None else chosen[: len(given_models)]
-    plain = (1.0,) * len(given_models) if used is None else used
-    return given_models, base, [wide(m, dtype) for m in given_models], wide(base, dtype), used, plain
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("models", SETS)
-def test_linear(models: str, weights: str, dtype: torch.dtype) -> None:
-    stored, _, plain, _, used, numbers = prepared(models, weights, dtype)
-    assert_close(merged("linear", stored, None, used, dtype), plain_linear(plain, numbers))
-
-
-@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "pair", [(A, B), (A, A), (A, OPPOSITE), (A, {k: -v for k, v in A.items()}), (A, ZEROS), (ZEROS, ZEROS)]
-)
-def test_slerp(pair: tuple[Arrays, Arrays], dtype: torch.dtype, t: float) -> None:
-    found = merged("slerp", pair, None, None, dtype, t=t)
-    # Close to a line the weights of the arc are ill-conditioned; elsewhere they are exact.
-    assert_close(found, plain_slerp([wide(m, dtype) for m in pair], t), 1e-6)
-
-
-def test_slerp_keeps_the_length_of_unit_vectors() -> None:
-    x, y = {"v": np.float32([1, 0, 0])}, {"v": np.float32([0, 1, 0])}
-    found = merged("slerp", (x, y), t=1 / 3)["v"]
-    np.testing.assert_allclose(found, [math.cos(math.pi / 6), math.sin(math.pi / 6), 0], atol=1e-7)
 
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.statistics is None])

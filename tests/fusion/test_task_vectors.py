@@ -1,11 +1,5 @@
 """The methods on task vectors against a plain float64 implementation, written here without looking at the engine's."""
 
-import hashlib
-import json
-import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,112 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.errors import RecipeError
-from fusion.methods import apply
 from fusion.methods.trim import kept_count
-from tests.fusion.arrays import (
-    BASE,
-    SETS,
-    SHAPES,
-    WEIGHTS,
-    A,
-    Arrays,
-    B,
-    C,
-    assert_close,
-    merge_of,
-    merged,
-    random_model,
-    wide,
+from tests.fusion.arrays import BASE, SETS, WEIGHTS, A, Arrays, B, C, assert_close, merged, wide
+from tests.fusion.plain import (
+    plain_band,
+    plain_dare,
+    plain_della,
+    plain_elect,
+    plain_global,
+    plain_l1,
+    plain_sum,
+    task_vectors,
 )
 
 Sparsify = Callable[[int, str, np.ndarray], np.ndarray]
 DTYPES = [torch.float32, torch.bfloat16]
-
-# The plain implementations: whole models, float64, loops over entries.
-
-
-def task_vectors(models: Sequence[Arrays], base: Arrays) -> list[Arrays]:
-    """theta - base in float64, rounded to float32 as a task vector is."""
-    return [{k: np.float64(np.float32(m[k] - base[k])) for k in base} for m in models]
-
-
-def plain_order(values: np.ndarray) -> np.ndarray:
-    """Positions by magnitude, the largest first, of equal ones the first."""
-    return np.argsort(-np.abs(values.reshape(-1)), kind="stable")
-
-
-def plain_band(delta: np.ndarray, density: float, gamma: float = 0.0) -> np.ndarray:
-    top = round(gamma * delta.size)
-    count = 0 if density == 0 else min(delta.size - top, max(1, round(density * delta.size)))
-    keep = np.zeros(delta.size, dtype=bool)
-    keep[plain_order(delta)[top : top + count]] = True
-    return np.where(keep.reshape(delta.shape), delta, 0.0)
-
-
-def plain_global(deltas: Sequence[Arrays], density: Sequence[float]) -> list[Arrays]:
-    result = []
-    for delta, share in zip(deltas, density, strict=True):
-        names = sorted(delta)
-        flat = plain_band(np.concatenate([delta[k].reshape(-1) for k in names]), share)
-        parts = np.split(flat, np.cumsum([delta[k].size for k in names])[:-1])
-        result.append({k: part.reshape(delta[k].shape) for k, part in zip(names, parts, strict=True)})
-    return result
-
-
-def draws(seed: int, tensor: str, model: int, count: int) -> np.ndarray:
-    """The method's random numbers as ints: all of a tensor's in one go, from the first."""
-    digest = hashlib.sha256(json.dumps([seed, tensor, model]).encode()).digest()
-    raw = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(-(-count // 2))
-    return np.asarray(raw, dtype="<u8").view("<i4")[:count].astype(np.int64)
-
-
-def plain_dare(seed: int, model: int, tensor: str, delta: np.ndarray, density: float, rescale: bool) -> np.ndarray:
-    keep = draws(seed, tensor, model, delta.size) + 2**31 < density * 2**32
-    return np.where(keep.reshape(delta.shape), delta / (density if rescale and density else 1), 0.0)
-
-
-def plain_della(
-    seed: int, model: int, tensor: str, delta: np.ndarray, density: float, epsilon: float, rescale: bool
-) -> np.ndarray:
-    if density in (0, 1):
-        return delta * density
-    rows = delta.reshape(-1 if delta.ndim > 1 else 1, delta.size // (len(delta) if delta.ndim > 1 else 1))
-    numbers = draws(seed, tensor, model, delta.size).reshape(rows.shape) + 2**31
-    result = np.zeros(rows.shape)
-    for row, drawn, out in zip(rows, numbers, result, strict=True):
-        for rank, place in enumerate(np.argsort(np.abs(row), kind="stable")):
-            share = density + epsilon * (2 * rank / (len(row) - 1) - 1) if len(row) > 1 else density
-            if drawn[rank] < share * 2**32:
-                out[place] = row[place] / (share if rescale else 1)
-    return result.reshape(delta.shape)
-
-
-def plain_l1(delta: np.ndarray, sparse: np.ndarray) -> np.ndarray:
-    return sparse * (np.abs(delta).sum() / np.abs(sparse).sum()) if np.abs(sparse).sum() else sparse
-
-
-def plain_sum(
-    deltas: Sequence[Arrays], base: Arrays, weights: Sequence[float], scale: float, normalize: bool
-) -> Arrays:
-    total = sum(weights) if normalize else 1.0
-    return {k: base[k] + scale * sum(w * d[k] for w, d in zip(weights, deltas, strict=True)) / total for k in base}
-
-
-def plain_elect(
-    deltas: Sequence[Arrays], base: Arrays, weights: Sequence[float], scale: float, normalize: bool
-) -> Arrays:
-    result = {}
-    for k in base:
-        tau = np.zeros(base[k].size)
-        for p in range(base[k].size):
-            column = [w * d[k].reshape(-1)[p] for w, d in zip(weights, deltas, strict=True)]
-            sign = np.sign(sum(column))
-            agree = [i for i, value in enumerate(column) if sign != 0 and np.sign(value) == sign]
-            if agree:
-                tau[p] = sum(column[i] for i in agree) / (sum(abs(weights[i]) for i in agree) if normalize else 1)
-        result[k] = base[k] + scale * tau.reshape(base[k].shape)
-    return result
-
 
 Case = tuple[list[Arrays], Arrays, tuple[float, ...] | None]
 
@@ -373,181 +276,3 @@ def test_a_normalised_sum_wants_weights_with_a_sum(method: str) -> None:
 def test_kept_count() -> None:
     counts = [kept_count(100, 0.29), kept_count(10, 1e-9), kept_count(1, 0.5), kept_count(0, 0.5), kept_count(3, 1.0)]
     assert counts == [29, 1, 1, 0, 3] and kept_count(5, 0.0) == 0
-
-
-# Random numbers.
-
-SIDE = 512
-LARGE = {"a": np.ones((SIDE, SIDE), np.float32)}
-LARGE_BASE = {"a": np.zeros((SIDE, SIDE), np.float32)}
-SIGMAS = 5.0
-
-
-@pytest.mark.parametrize("density", [0.05, 0.5, 0.9])
-def test_dare_keeps_the_share_it_should_and_rescales_it(density: float) -> None:
-    found = merged("dare_linear", [LARGE], LARGE_BASE, density=density)["a"]
-    kept = found != 0
-    np.testing.assert_allclose(found[kept], 1 / density, rtol=1e-6)
-    spread = math.sqrt(density * (1 - density) / found.size)
-    assert abs(kept.mean() - density) < SIGMAS * spread
-    # Neighbours are independent: the share of pairs that are both kept is the density squared.
-    for pairs in (kept[:, 1:] & kept[:, :-1], kept[1:] & kept[:-1]):
-        assert abs(pairs.mean() - density**2) < SIGMAS * 2 * spread
-
-
-def test_masks_differ_by_seed_model_and_tensor() -> None:
-    def mask(seed: int, models: int, tensor: str) -> np.ndarray:
-        tensors = {tensor: LARGE["a"]}
-        zeros = {tensor: LARGE_BASE["a"]}
-        last = merged("dare_linear", [zeros] * (models - 1) + [tensors], zeros, seed=seed, density=0.5)[tensor]
-        return last != 0
-
-    masks = [mask(0, 1, "a"), mask(1, 1, "a"), mask(0, 2, "a"), mask(0, 1, "b"), mask(-1, 1, "a")]
-    for i, one in enumerate(masks):
-        for other in masks[:i]:
-            assert abs((one == other).mean() - 0.5) < SIGMAS * 0.5 / SIDE
-    np.testing.assert_array_equal(masks[0], mask(0, 1, "a"))
-
-
-def test_della_keeps_each_rank_with_its_own_probability() -> None:
-    rows, width, density, epsilon = 4000, 16, 0.6, 0.3
-    generator = np.random.default_rng(3)
-    ranks = np.argsort(generator.random((rows, width)), axis=1)
-    signs = generator.choice([-1.0, 1.0], (rows, width))
-    model = {"a": np.float32((ranks + 1) * signs)}
-    found = merged("della_linear", [model], {"a": np.zeros_like(model["a"])}, density=density, epsilon=epsilon)["a"]
-    for rank in range(width):
-        share = density - epsilon + 2 * epsilon * rank / (width - 1)
-        values = found[ranks == rank] / model["a"][ranks == rank]
-        kept = values != 0
-        assert abs(kept.mean() - share) < SIGMAS * math.sqrt(share * (1 - share) / rows)
-        np.testing.assert_allclose(values[kept], 1 / share, rtol=1e-6)
-
-
-# Nothing but the recipe decides the bytes.
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "task_arithmetic": {},
-    "ties": {"density": 0.4},
-    "dare_linear": {"density": 0.4},
-    "dare_ties": {"density": 0.4},
-    "della": {"density": 0.4},
-    "della_linear": {"density": 0.4},
-    "breadcrumbs": {"density": 0.4, "gamma": 0.1},
-    "breadcrumbs_ties": {"density": 0.4, "gamma": 0.1},
-    "consensus": {},
-    "emr": {"task": "m1"},
-}
-
-
-def assert_same(found: Arrays, expected: Arrays) -> None:
-    assert all(found[k].tobytes() == expected[k].tobytes() for k in expected)
-
-
-@pytest.mark.parametrize("method", SETTINGS)
-def test_blocks_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = merged(method, [A, B, C], BASE, seed=7, **SETTINGS[method])
-    for size in (1, 3, 8, 20):
-        monkeypatch.setattr(apply, "BLOCK", size)
-        found = merged(method, [A, B, C], BASE, seed=7, **SETTINGS[method])
-        if method == "emr":
-            # Its rescaler is a sum over blocks in float64, which their size may change in the last place.
-            assert_close(found, wide(whole))
-        else:
-            assert_same(found, whole)
-
-
-@pytest.mark.parametrize("method", SETTINGS)
-def test_threads_and_order_do_not_matter(method: str) -> None:
-    merge = merge_of(method, [A, B, C], BASE, seed=7, threads=2, **SETTINGS[method])
-    found = {name: merge.tensor(name).numpy() for name in reversed(merge.names())}
-    assert_same(found, merged(method, [A, B, C], BASE, seed=7, **SETTINGS[method]))
-
-
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
-def test_the_seed_matters(method: str) -> None:
-    one, two = (merged(method, [A, B], BASE, seed=seed, **SETTINGS[method]) for seed in (1, 2))
-    assert any((one[k] != two[k]).any() for k in one)
-
-
-def test_hash_seeds_do_not_matter() -> None:
-    program = (
-        "import hashlib\n"
-        "from tests.fusion.arrays import A, B, BASE, C, merged\n"
-        "from tests.fusion.test_task_vectors import SETTINGS\n"
-        "found = [merged(m, [A, B, C], BASE, **s) for m, s in SETTINGS.items()]\n"
-        "print(hashlib.sha256(b''.join(f[k].tobytes() for f in found for k in sorted(f))).hexdigest())"
-    )
-    outputs = []
-    for seed in ("0", "1"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        outputs.append(
-            subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
-        )
-    assert outputs[0].stdout == outputs[1].stdout != b""
-
-
-# mergekit's arithmetic, from its formulas in float64; `make peers` compares with mergekit itself.
-
-
-def plain_mergekit(
-    deltas: Sequence[Arrays], base: Arrays, weights: Sequence[float], elect: bool, normalize: bool, scale: float
-) -> Arrays:
-    result = {}
-    for k in base:
-        stacked = np.stack([w * d[k] for w, d in zip(weights, deltas, strict=True)])
-        shares = np.reshape(weights, (-1, *([1] * base[k].ndim)))
-        if elect:
-            agree = np.sign(stacked) == np.where(stacked.sum(0) >= 0, 1.0, -1.0)
-            total, mass = (stacked * agree).sum(0), (shares * agree).sum(0)
-            mass = np.where(mass == 0, 1.0, mass)
-        else:
-            total, mass = stacked.sum(0), np.full(base[k].shape, sum(weights))
-            mass = np.where(np.abs(mass) < 1e-8, 1.0, mass)
-        result[k] = base[k] + scale * (total / mass if normalize else total)
-    return result
-
-
-@pytest.mark.parametrize("rescale", [True, False])
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, -0.3, 0.4), (1.0, -2.0, 0.0)])
-def test_compat_trims_each_tensor_and_elects_by_weights(weights: tuple[float, ...], rescale: bool) -> None:
-    base = wide(BASE)
-
-    def sparse(delta: np.ndarray, top: int, count: int) -> np.ndarray:
-        keep = np.zeros(delta.size, dtype=bool)
-        keep[plain_order(delta)[top : top + count]] = True
-        cut = np.where(keep.reshape(delta.shape), delta, 0.0)
-        return plain_l1(delta, cut) if rescale else cut
-
-    deltas = task_vectors([wide(m) for m in (A, B, C)], base)
-    trimmed = [{k: sparse(d[k], 0, max(1, int(0.35 * d[k].size))) for k in d} for d in deltas]
-    found = merged("ties", [A, B, C], BASE, weights, compat="mergekit", density=0.35, rescale=rescale)
-    assert_close(found, plain_mergekit(trimmed, base, weights, True, True, 1.0), 1e-6)
-    banded = [{k: sparse(d[k], int(0.1 * d[k].size), int(0.35 * d[k].size)) for k in d} for d in deltas]
-    for method, elect in (("breadcrumbs", False), ("breadcrumbs_ties", True)):
-        params = {"density": 0.35, "gamma": 0.1, "rescale": rescale, "normalize": True, "lambda": 0.7}
-        found = merged(method, [A, B, C], BASE, weights, compat="mergekit", **params)
-        assert_close(found, plain_mergekit(banded, base, weights, elect, True, 0.7), 1e-6)
-
-
-def test_compat_draws_from_one_stream_in_the_order_of_names() -> None:
-    density = (0.3, 1.0, 0.6)
-    base = wide(BASE)
-    stream = torch.Generator().manual_seed(42)
-    deltas = task_vectors([wide(m) for m in (A, B, C)], base)
-    for k in sorted(base):
-        for delta, share in zip(deltas, density, strict=True):
-            if share < 1:
-                mask = torch.bernoulli(torch.full(SHAPES[k], share), generator=stream).double().numpy()
-                delta[k] = plain_l1(delta[k], delta[k] * mask)
-    own = tuple({"density": share} for share in density)
-    for method, elect in (("dare_linear", False), ("dare_ties", True)):
-        merge = merge_of(method, [A, B, C], BASE, compat="mergekit", seed=42, own=own, normalize=False)
-        found = {name: merge.tensor(name).numpy() for name in reversed(merge.names())}
-        assert_close(found, plain_mergekit(deltas, base, (1, 1, 1), elect, False, 1.0), 1e-6)
-
-
-def test_compat_keeps_nothing_at_density_0() -> None:
-    for method in ("ties", "dare_ties", "della", "breadcrumbs"):
-        found = merged(method, [A, random_model(9)], BASE, compat="mergekit", density=0.0)
-        assert_same(found, BASE)

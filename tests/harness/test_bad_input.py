@@ -21,8 +21,8 @@ models:
   a: {from: ./a}
   b: {from: ./b}
 candidates:
-  average: {method: linear, models: [a, b]}
-  ties: {method: ties, base: base, models: [a, b]}
+  average: {method: linear, allow_unrelated: true, models: [a, b]}
+  ties: {method: ties, allow_unrelated: true, base: base, models: [a, b]}
 evaluate:
   quiz: {tasks: [./quiz.yaml], batch_size: 4}
 """
@@ -101,6 +101,13 @@ def test_models_of_different_shapes_fail_their_merges_and_nothing_else(folder, b
     assert "scores" not in results["ties"] and "score" not in results["ties"] and "rank" not in results["ties"]
     assert results["b"]["scores"]["quiz"]["n"] == 12
     assert "ties" in (folder / json.loads(done.stdout)["run_dir"] / "leaderboard.md").read_text()
+
+
+def test_strangers_are_not_merged_unless_that_is_asked_for(folder, bench):
+    (folder / "own.yaml").write_text(SUITE.replace("allow_unrelated: true, ", ""))
+    done = refused(run(bench, "--json"), "not kin to 'base'", "a: cosine", "relative distance", code=1)
+    results = json.loads((folder / json.loads(done.stdout)["results"]).read_text())["models"]
+    assert results["ties"]["status"] == "failed" and results["a"]["status"] == "ok"
 
 
 def test_a_model_with_a_nan_in_it_is_named_and_has_no_score(folder, bench):

@@ -21,7 +21,7 @@ from tests.conftest import ROOT, SUITE
 pytestmark = pytest.mark.slow
 MODELS = {
     "base", "reasoner", "scholar", "coder", "teacher", "average", "arithmetic", "ties[density=0.3]",
-    "ties[density=0.6]", "slerp", "fused", "fused.control",
+    "ties[density=0.6]", "slerp", "dare", "regmean", "emr", "fused", "fused.control",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_results_hold_what_the_contract_names(world):
                 assert {"metric", "value", "stderr", "n", "also"} <= set(task)
         assert model["rank"] >= 1
         assert model["cost"]["evaluate_s"] > 0 and model["cost"]["peak_rss_mb"] > 0
-    assert {m["kind"] for m in results["models"].values()} == {"trained", "merged", "fused"}
+    assert {m["kind"] for m in results["models"].values()} == {"trained", "merged", "fused", "routed"}
     ties = results["models"]["ties[density=0.3]"]
     assert set(ties["gain"]) == {"best", "mean", "base"}
     assert {"value", "low", "high", "p", "against"} <= set(ties["gain"]["best"])
@@ -52,6 +52,29 @@ def test_results_hold_what_the_contract_names(world):
     chosen = [m["sweep"]["chosen"] for m in results["models"].values() if "sweep" in m]
     assert sorted(chosen) == [False, True]
     assert "says" in results["kinship_vs_gain"]
+
+
+def test_a_model_that_knows_the_task_is_stamped_and_has_no_rank(world):
+    emr = world.results["models"]["emr"]
+    assert emr["kind"] == "routed" and "rank" not in emr and emr["route"]["bbh"] == "reasoner"
+    assert "uses task identity" in (world.run_dir / "leaderboard.html").read_text()
+    assert "| emr | routed (uses task identity) |" in (world.run_dir / "leaderboard.md").read_text()
+
+
+def test_what_a_merge_noted_and_read_is_recorded(world):
+    models = world.results["models"]
+    assert models["regmean"]["notes"]["condition"]["min"] >= 1
+    assert models["regmean"]["corpora"] == ["pocket/reasoning", "pocket/commonsense", "pocket/code"]
+    assert models["dare"]["seeds"] == [1, 2] and len(set(models["dare"]["digest"])) == 2
+
+
+def test_compare_pools_runs_and_takes_a_swept_row_for_its_chosen_point(world, bench):
+    found = json.loads(bench("compare", "ties", "average", "--over", world.run_dir, "--json").stdout)
+    chosen = next(n for n, m in world.results["models"].items() if m.get("sweep", {}).get("chosen"))
+    alone = json.loads(bench("compare", f"{world.run_dir}:{chosen}", f"{world.run_dir}:average", "--json").stdout)
+    assert found["rows"] == alone["rows"]
+    twice = bench("compare", "ties", "average", "--over", world.run_dir, "--over", world.run_dir, "--json")
+    assert json.loads(twice.stdout)["rows"][0]["value"] == pytest.approx(alone["rows"][0]["value"])
 
 
 def test_a_specialist_beats_the_base_on_its_own_group(world):
@@ -114,7 +137,8 @@ def test_run_json_is_one_document_and_the_table_fits_80_columns(world, bench):
     assert set(document["jobs"]) == {"total", "ran", "cached", "failed", "skipped"}
     assert Path(document["results"]).is_file()
     table = bench("run", world.suite, *options)
-    assert "12 models ranked" in table.stdout
+    assert "15 models ranked" in table.stdout
+    assert "emr uses task identity" in table.stdout
     assert "mlflow server --backend-store-uri sqlite:////" in table.stdout
     wide = [
         line for line in table.stdout.splitlines() if len(line) > 80 and "mlflow server" not in line and "/" not in line

@@ -43,7 +43,10 @@ def quiz(n=500, **changes):
 
 def facts(**changes):
     versions = dict.fromkeys((*LIBRARIES, "python"), "1.0")
-    folders = {name: FolderFacts(f"/models/{name}", f"digest of {name}", 10**6, {f"/models/{name}": "stamp"}) for name in ("base", "a", "b")}
+    folders = {
+        name: FolderFacts(f"/models/{name}", f"digest of {name}", 10**6, {f"/models/{name}": "stamp"})
+        for name in ("base", "a", "b")
+    }
     found = Facts(
         folders=folders, tasks={"quiz": quiz()}, groups={"g": ("quiz",)}, corpora={"pocket/noisy": "v1"},
         versions=versions, device="cpu", gpus=(), sandbox=None,
