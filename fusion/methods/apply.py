@@ -150,6 +150,7 @@ class Merge:
             models=part.models,
             seed=self.recipe.seed,
             shape=self.shape(name),
+            sources=(*part.names, *([part.base[1]] if part.base else [])),
             state=self._state,
             statistics=tuple(
                 self._statistics[model].of(source) for model, source in zip(part.models, part.names, strict=True)

@@ -41,7 +41,7 @@ Blocks = Callable[[], Iterator[Block]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the merge a call is made.
+    """Where in the merge a call is made: `tensor` of the result, from the tensors `sources` of the models and the base.
 
     A method that draws random numbers seeds them from (seed, tensor, model's position) and takes them at `start`, the
     block's first element, so that neither the order of work nor the size of blocks can matter. `shape` is the whole
@@ -54,6 +54,7 @@ class Place:
     seed: int = 0
     start: int = 0
     shape: tuple[int, ...] = ()
+    sources: tuple[str, ...] = ()
     state: Any = None
     found: Any = None
     statistics: tuple[Any, ...] = ()
@@ -87,5 +88,9 @@ def inner(a: Float[Tensor, " *shape"], b: Float[Tensor, " *shape"]) -> float:
 
 def gram(vectors: Sequence[Float[Tensor, " *shape"]]) -> Float[Tensor, "n n"]:
     """The Gram matrix <v_i, v_j> of tensors taken as vectors: float64, on the CPU."""
-    stacked = torch.stack([vector.reshape(-1).double() for vector in vectors])
-    return (stacked @ stacked.T).cpu()
+    wide = [vector.reshape(-1).double() for vector in vectors]
+    found = torch.empty(len(wide), len(wide), dtype=torch.float64)
+    for i, a in enumerate(wide):
+        for j in range(i + 1):
+            found[i, j] = found[j, i] = torch.dot(a, wide[j])
+    return found

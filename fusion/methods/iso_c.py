@@ -41,7 +41,8 @@ def merge(
     models) the authors' code also gives s to singular vectors of zero singular values, which are arbitrary; here r
     is the rank, so that the sum of the singular values stays what it was.
 
-    Cost: one decomposition a matrix, in float32: about 1 microsecond an element on one core.
+    Cost: one decomposition a matrix, in float32. One of 4096 x 1024 takes 0.2 microseconds an element on one core, and
+    the time grows with the smaller side.
     """
     deltas = vectors(models, base)
     if not is_map(at.tensor, at.shape):

@@ -17,7 +17,7 @@ recipe's models. Everything here is written from the formulas and checked agains
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -144,20 +144,30 @@ def _ranked(delta: Tensor, start: int, stop: int, descending: bool) -> Tensor:
 def _streams(passes: Pass, params: Any, least: float) -> dict[str, UInt8[Tensor, " n"]]:
     """The state of mergekit's random stream before each tensor: seeded once, drawn from tensor after tensor.
 
+    Their order is that of the last name among the tensors that each is made of, in which slices differ from the result.
     A model draws where its density is below 1 and at least `least`.
     """
 
-    def visit(blocks: Blocks, weights: Any, params: Any, at: Place) -> tuple[int, tuple[int, ...], tuple[float, ...]]:
-        return at.seed, at.shape, params.density
+    def visit(blocks: Blocks, weights: Any, params: Any, at: Place) -> _Draw:
+        return _Draw(max(at.sources), at.seed, at.shape, params.density)
 
     stream = torch.Generator()
     states: dict[str, Tensor] = {}
-    for name, (seed, shape, density) in passes(visit):
+    for name, draw in sorted(passes(visit), key=lambda found: found[1].order):
         if not states:
-            stream.manual_seed(seed)
+            stream.manual_seed(draw.seed)
         states[name] = stream.get_state()
-        half = torch.full(shape, 0.5)
-        for share in density:
+        half = torch.full(draw.shape, 0.5)
+        for share in draw.density:
             if least <= share < 1:
                 torch.bernoulli(half, generator=stream)
     return states
+
+
+class _Draw(NamedTuple):
+    """What of a tensor decides when and how much is drawn for it."""
+
+    order: str
+    seed: int
+    shape: tuple[int, ...]
+    density: tuple[float, ...]

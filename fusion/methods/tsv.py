@@ -44,7 +44,8 @@ def merge(
     tasks of low rank (LoRA) are made orthogonal to noise; here they are left out in steps 1 and 4, which makes the
     result one of the task vectors alone: joining a model with itself gives its own first singular triples.
 
-    Cost: N + 2 decompositions a matrix, in float32: about 4 microseconds an element on one core for three models.
+    Cost: N + 2 decompositions a matrix, in float32. One of 4096 x 1024 takes 0.8 microseconds an element on one core
+    for three models, and the time grows with the smaller side.
     """
     deltas = vectors(models, base)
     if not is_map(at.tensor, at.shape):
