@@ -230,7 +230,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        files = [folder / shard for shard in sorted(dict.fromkeys(_weight_map(folder).values()))]
+        files = [folder / shard for shard in sorted(dict.fromkeys(weight_map(folder / INDEX).values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -259,16 +259,17 @@ def _no_weights(folder: Path) -> list[Path]:
 def _check_index(folder: Path, entries: Mapping[str, Entry]) -> None:
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return
-    lost = [f"{name} (in {shard})" for name, shard in sorted(_weight_map(folder).items()) if name not in entries]
+    lost = [f"{name} (in {shard})" for name, shard in sorted(weight_map(folder / INDEX).items()) if name not in entries]
     if lost:
         raise CheckpointError(f"{folder / INDEX} names tensors that its shards lack: {', '.join(lost)}; copy it again")
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{folder / INDEX} has no 'weight_map': download the file again")
-    return weight_map
+def weight_map(index: Path) -> dict[str, str]:
+    """Which shard holds which tensor, as an index says. Raises CheckpointError."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{index} has no 'weight_map': download the file again")
+    return found
 
 
 def _open_file(file: Path) -> tuple[mmap.mmap, dict[str, Entry]]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fusion import card, chat
+from fusion.adapter import Adapted
 from fusion.checkpoint import (
     CONFIG,
     DTYPE_NAMES,
     GENERATION_CONFIG,
     INDEX,
     SINGLE,
-    Checkpoint,
     Source,
     read_json,
     tokenizer_files,
@@ -60,7 +60,7 @@ def write(
     Raises CheckpointError when `out` holds something or cannot be written (what was written by then is removed), and
     LineageError when the models are strangers.
     """
-    _make_room(out)
+    make_room(out)
     kin = check_lineage(ref) if check else {}
     source = open_ref(ref, threads, device)
     tokenizer_files(tokenizer_folder(source))
@@ -100,7 +100,8 @@ def check_lineage(ref: ModelRef) -> dict[str, Lineage]:
     recipe = ref.recipe
     if recipe.allow_unrelated:
         return found
-    sources = {name: open_ref(parent) for name, parent in ref.parents}
+    merged = (*recipe.models, recipe.base)
+    sources = {name: open_ref(parent) for name, parent in ref.parents if name in merged}
     return found | check_kin(sources, recipe.base or recipe.models[0])
 
 
@@ -213,7 +214,7 @@ def _write_config(source: Source, out: Path) -> None:
     """The donor's config as the merge changes it, with its dtype corrected where the weights are written in another."""
     given = source.donor / CONFIG
     config = config_of(source)
-    written, stored = _float_dtypes(source), _float_dtypes(Checkpoint(source.donor))
+    written, stored = _float_dtypes(source), _float_dtypes(_origin(source))
     if written != stored and len(written) == 1:
         dtype = str(next(iter(written))).removeprefix("torch.")
         config = {**_with_dtype(config, dtype), "dtype": dtype}
@@ -224,6 +225,13 @@ def _write_json(path: Path, content: Mapping[str, Any], like: Path) -> None:
     """The content, as the very bytes of `like` where it says the same."""
     same = content == read_json(like)
     path.write_bytes(like.read_bytes() if same else (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _origin(source: Source) -> Source:
+    """The given model whose config.json a model has."""
+    if isinstance(source, Merge):
+        return _origin(source.first)
+    return source.base if isinstance(source, Adapted) else source
 
 
 def _float_dtypes(source: Source) -> dict[torch.dtype, None]:
@@ -240,7 +248,7 @@ def _with_dtype(config: Any, dtype: str) -> Any:
     }
 
 
-def _make_room(out: Path) -> None:
+def make_room(out: Path) -> None:
     """Raises CheckpointError unless a model may be written to `out`; what a killed write has left there is removed."""
     if out.is_dir() and (out / PARTIAL).exists():
         _remove(out, existed=True)

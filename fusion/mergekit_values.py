@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Any, get_type_hints
 
 from fusion.methods.method import Method
-from fusion.params import PerModel, Problem, check_weight, did_you_mean, fill, yaml_name
+from fusion.params import PerModel, Problem, check_weight, did_you_mean, fill, is_varied, yaml_name
 from fusion.recipe_yaml import Entry, Key, catches_all, fallback
 
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -118,6 +118,10 @@ class Values:
                 hint = "write it once, under the recipe's 'parameters'"
                 self._problems.append(Problem(key, f"{self._row.name} takes one '{name}' for all models", hint))
         sound = {name: value for name, value in given.items() if value is not None}
+        densities = [given.get("density"), *(one.get("density") for one in mine)]
+        if "trim" in self._hints and any(map(is_varied, densities)):
+            # mergekit trims each tensor by itself; one cut through all of them has no density for each.
+            sound["trim"] = "tensor"
         params, problems = fill(self._row.Params, sound, varied=True)
         if not self._problems:
             self._problems += [replace(problem, key=key) for problem in problems]

@@ -4,17 +4,16 @@ A pickle can run code when it is read. torch's `weights_only` unpickler builds n
 more is refused; it has had holes before, which is why asking is needed all the same.
 """
 
-import json
 import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fusion.checkpoint import read_config, stored_copies
+from fusion.checkpoint import read_config, stored_copies, weight_map
 from fusion.errors import CheckpointError
 
-INDEX = "pytorch_model.bin.index.json"
+SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 class Pickled:
@@ -49,16 +48,15 @@ class Pickled:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        shards = weight_map(folder / INDEX).values()
         files = [folder / shard for shard in sorted(set(shards))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: copy the missing shards")
         return files
-    found = sorted(folder.glob("*.bin"))
-    if len(found) != 1:
-        raise CheckpointError(f"{folder} holds {len(found)} *.bin files and no {INDEX}: restore the index")
-    return found
+    if not (folder / SINGLE).is_file():
+        raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}: only these pickled weights are read")
+    return [folder / SINGLE]
 
 
 def _load(file: Path) -> dict[str, Tensor]:

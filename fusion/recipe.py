@@ -19,9 +19,15 @@ OUTPUT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 COMPAT = ("mergekit",)
 # What every method has: whether a value of it is good, and what it should be.
 SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer"),
+    "seed": (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "a whole number from 0",
+    ),
     "allow_unrelated": (lambda value: isinstance(value, bool), "true or false"),
-    "chat_template": (lambda value: value is None or isinstance(value, str), "a template's name or text"),
+    "chat_template": (
+        lambda value: value in (None, "auto") or (isinstance(value, str) and "{" in value),
+        "auto, or the text of a Jinja template: none is built in",
+    ),
     "compat": (lambda value: value is None or value in COMPAT, "mergekit, or nothing for the papers' arithmetic"),
     "dtype": (lambda value: value is None or value in OUTPUT_DTYPES, ", ".join(OUTPUT_DTYPES)),
 }
@@ -151,6 +157,11 @@ def weighed(
 
     own: the parameters of each model, as many as there are models.
     """
+    for name in row.steady(values):
+        every = (weights or ()) if name == "weight" else (values[name], *(one[name] for one in own if name in one))
+        if any(map(is_varied, every)):
+            why = "; trim: tensor allows it" if "trim" in values else ""
+            return f"{row.name} needs one {name} for all tensors, and not a gradient or filters{why}"
     given = tuple(weights or (1.0,) * len(own))
     mine = [value for one in own for value in one.values()]
     if row.check is None or any(map(is_varied, (*given, *values.values(), *mine))):
@@ -327,8 +338,6 @@ def _block_problems(recipe: Recipe, given: Mapping[str, Any]) -> list[Problem]:
     source = given.get("source", "union")
     if not isinstance(source, str):
         problems.append(Problem(("source",), f"'source' is {source!r}; expected union, base or a model"))
-    if source == "base" and recipe.base is None:
-        problems.append(Problem(("source",), "the tokenizer is the base's and there is no base", "name a model"))
     multiple = given.get("pad_to_multiple_of")
     if multiple is not None and (not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1):
         problems.append(Problem(("pad_to_multiple_of",), f"'pad_to_multiple_of' is {multiple!r}; expected 1 or more"))

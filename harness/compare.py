@@ -21,6 +21,7 @@ def compare(a: str, b: str, group: str | None, out: Path, over: Sequence[str] = 
     was best on dev stands for it. Raises UsageError when a model has no scores, or when the two were not scored on the
     same samples.
     """
+    _check_different([runs.find_run(run, out) for run in over])
     pairs = [(f"{run}:{a}", f"{run}:{b}") for run in over] or [(a, b)]
     found = [(_model(one, out), _model(other, out)) for one, other in pairs]
     _check_alike([one for pair in found for one in pair], [name for pair in pairs for name in pair])
@@ -90,6 +91,13 @@ def _stacked(runs: Sequence[Mapping[str, Any]]) -> Scores:
         group: {task: np.stack([run["scores"][group][task].mean(axis=0) for run in runs]) for task in first[group]}
         for group in first
     }
+
+
+def _check_different(found: Sequence[Path]) -> None:
+    """Runs that are pooled must be replicates: the same seed twice would pass for two."""
+    seeds = [runs.read(run_dir)["suite"]["seed"] for run_dir in found]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--over takes runs with different seeds; found the seeds {', '.join(map(str, seeds))}")
 
 
 def _check_alike(models: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

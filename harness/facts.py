@@ -5,13 +5,16 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fusion.digests import source_digests
+from fusion.digests import folder_digests, source_digests
+from fusion.merge import write
+from fusion.methods.apply import reshapes
 from fusion.modelref import Folder, open_ref
 from harness import pocket, sandbox
 from harness.errors import SandboxError, TaskError, UsageError
@@ -132,17 +135,27 @@ def _folder(model: Source, store: Store) -> FolderFacts:
     if cache.is_file():
         known = json.loads(cache.read_text())
     else:
-        known = source_digests(open_ref(Folder(str(path), model.adapter, model.pickled)))
+        known = _digests(Folder(str(path), model.adapter, model.pickled))
         write_whole(cache, json.dumps(known))
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return FolderFacts(str(path), known["model"], size, stamps)
+
+
+def _digests(ref: Folder) -> dict[str, str]:
+    """Who a given model is. One whose config or tokenizer is not its folder's is known as it would be written."""
+    source = open_ref(ref)
+    if not reshapes(source):
+        return source_digests(source)
+    with tempfile.TemporaryDirectory(prefix="fuse-bench-") as scratch:
+        write(ref, Path(scratch) / "model")
+        return folder_digests(Path(scratch) / "model")
 
 
 def _from_hub(model: Source) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", *(["*.bin"] if model.pickled else [])]
     try:
         return Path(snapshot_download(model.origin, revision=model.revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:

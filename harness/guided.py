@@ -10,10 +10,9 @@ from fusion import statistics
 from fusion.calibration import META, Collect, statistics_key
 from fusion.corpus import read_jsonl
 from fusion.digests import folder_digests
-from fusion.errors import RecipeError
 from fusion.methods import METHODS
 from fusion.modelref import Delta
-from fusion.params import build_at, is_varied
+from fusion.params import build_at
 from fusion.recipe import Recipe
 from harness.build import folder_of
 from harness.store import file_digest
@@ -24,8 +23,6 @@ def with_data(ref: Delta, cache: Path, device: str) -> Delta:
     recipe = ref.recipe
     kind = METHODS[recipe.method].statistics
     assert kind is not None
-    if kind == "gram++" and any(map(is_varied, (*recipe.params.values(), *(recipe.weights or ())))):
-        raise RecipeError(f"{recipe.method} merges layer upon layer: its weights and parameters are one for all layers")
     settings = Collect(**{**recipe.calibration, "seed": recipe.seed, "device": device})
     how = {"params": dict(recipe.params), "weights": recipe.weights} if kind == "gram++" else {}
     with tempfile.TemporaryDirectory(prefix="fuse-bench-") as scratch:

@@ -9,13 +9,17 @@ from typing import Any
 
 from fusion import lineage
 from fusion.errors import CheckpointError
-from fusion.merge import write
+from fusion.merge import check_lineage, make_room, write
 from fusion.methods import METHODS
-from fusion.modelref import Delta, Folder, Routed, from_json, open_ref, with_pickles
+from fusion.modelref import Delta, Routed, from_json, open_ref, with_pickles
 from fusion.params import did_you_mean
 from fusion.recipe_file import read_recipe
+from fusion.recipe_yaml import Models
 from harness import runs
 from harness.errors import UsageError
+
+# Each holds a tensor of the result: many would take memory that grows with the machine.
+MOST_THREADS = 8
 
 
 def merge_recipe(
@@ -38,6 +42,9 @@ def merge_recipe(
                 f"{row.name} makes one model a task, which no plain folder holds: use it in a suite, with `route:`, "
                 "and then `fuse-bench export RUN MODEL OUT`, which writes it as one compact file"
             )
+        # Before hours of reading: whether there is room, and sense.
+        make_room(out)
+        check_lineage(ref)
         if row.statistics:
             from harness.guided import with_data
 
@@ -60,7 +67,7 @@ def merged_words(report: Mapping[str, Any]) -> str:
 
 def cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
 
 def kin(models: Sequence[Path], base: Path | None) -> dict[str, Any]:
@@ -70,9 +77,13 @@ def kin(models: Sequence[Path], base: Path | None) -> dict[str, Any]:
     """
     if base is None and len(models) < 2:
         raise UsageError("lineage is between models: give a --base, or two models or more")
-    opened = {str(path): open_ref(Folder(str(path))) for path in models}
+    named = Models(Path())
+    given = {str(path): named.name(str(path), ()) for path in (*models, *([base] if base else []))}
+    if named.problems:
+        raise UsageError("; ".join(problem.message for problem in named.problems))
+    opened = {str(path): open_ref(named.refs[str(given[str(path)])]) for path in models}
     if base is not None:
-        origin = open_ref(Folder(str(base)))
+        origin = open_ref(named.refs[str(given[str(base)])])
         found = {name: lineage.lineage(source, origin) for name, source in opened.items()}
         return {"base": str(base), "models": lineage.to_json(found)}
     pairs = {

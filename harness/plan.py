@@ -76,7 +76,7 @@ class Plan:
         return Delta(
             recipe,
             tuple((name, self.ref(name, done)) for name in names),
-            tuple((name, str(done[job].path / folder)) for name, job, folder in statistics_of(model)),
+            tuple((name, str(done[job].path / folder)) for name, job, folder in statistics_of(model, self.facts)),
         )
 
     def made(self, done: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
@@ -159,7 +159,7 @@ def recipe_of(model: Candidate, seed: int) -> Recipe:
     )
 
 
-def statistics_of(model: Candidate) -> Iterator[tuple[str, str, str]]:
+def statistics_of(model: Candidate, facts: Facts) -> Iterator[tuple[str, str, str]]:
     """(model, id of the job that reads its corpus, folder in what the job makes), for a method guided by data."""
     kind = METHODS[model.method].statistics if model.method in METHODS else None
     for i, (name, corpus) in enumerate(zip(model.models, model.corpora, strict=False)):
@@ -167,7 +167,9 @@ def statistics_of(model: Candidate) -> Iterator[tuple[str, str, str]]:
             # What reaches a layer depends on all the models that were merged below it.
             yield name, f"statistics {kind} {model.name}", str(i)
         elif kind is not None:
-            yield name, f"statistics {kind} {name} on {Path(corpus).name} {_brief(model.calibration)}", "0"
+            # Two files of one name are two corpora.
+            text = f"{Path(corpus).name} {digest_of(facts.corpora[corpus]).removeprefix('sha256:')[:8]}"
+            yield name, f"statistics {kind} {name} on {text} {_brief(model.calibration)}", "0"
 
 
 def in_order(ids: Sequence[str], seed: int) -> list[int]:
@@ -256,9 +258,10 @@ def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Can
             "weights": model.weights,
             "own": list(model.own),
             "route": dict(model.route),
+            "allow_unrelated": model.allow_unrelated,
             "seed": seed if METHODS[model.method].random else None,
             "threads": THREADS,
-            "versions": {"torch": facts.versions["torch"]},
+            "versions": {name: facts.versions[name] for name in ("torch", "numpy", "transformers", "tokenizers")},
         }
         inputs = [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
         inputs += [_input(suite, facts, "base", model.base)] if model.base else []
@@ -288,7 +291,7 @@ def _reading(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
         return
     settings = {**model.calibration, "seed": suite.seed}
     common = {"kind": kind, "version": STATISTICS_VERSION, "settings": settings, **_training(facts)}
-    jobs = list(dict.fromkeys(job for _, job, _ in statistics_of(model)))
+    jobs = list(dict.fromkeys(job for _, job, _ in statistics_of(model, facts)))
     for i, job in enumerate(jobs):
         mine = range(len(model.models)) if kind == "gram++" else (i,)
         spec = {**common, "corpora": [facts.corpora[model.corpora[n]] for n in mine]}
@@ -326,6 +329,7 @@ def _scoring(
         "task_digest": task.digest,
         "shots": task.shots,
         "items": digest_of(block.ids),
+        "route": model.route.get(group.name) if isinstance(model, Candidate) else None,
         "batch_size": group.batch_size,
         "dtype": dtype_of(suite, name),
         "device": facts.device,

@@ -212,12 +212,17 @@ def _notes(plan: Plan, progress: Progress, name: str, model: Model) -> dict[str,
 
 
 def _cost(plan: Plan, progress: Progress, replicates: Iterable[str]) -> dict[str, float]:
+    """What a model's making and scoring took; what was read of corpora for it belongs to its making."""
     mine = frozenset(replicates)
     made: list[Mapping[str, float]] = []
     scored: list[Mapping[str, float]] = []
+    built = [plan.jobs[f"build {name}"] for name in mine if f"build {name}" in plan.jobs]
+    read = frozenset(need for job in built for need in job.needs if need.startswith("statistics "))
     for job_id, entry in progress.done.items():
         kind, owner = job_id.split(" ")[:2]
-        if owner in mine and kind != "relate":
+        if job_id in read:
+            made.append(entry.cost)
+        elif owner in mine and kind not in ("relate", "statistics"):
             (scored if kind in ("generate", "judge") else made).append(entry.cost)
     cost = {}
     for name, entries in (("build_s", made), ("evaluate_s", scored)):

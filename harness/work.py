@@ -96,7 +96,7 @@ def build(task: Task) -> Made:
     if not isinstance(ref, Routed):
         return Made({"digests": digests[""], **result}, digests[""]["model"])
     models = {group: found["model"] for group, found in digests.items()}
-    return Made({"routes": models, **result}, join_digests(models.values()))
+    return Made({"routes": models, **result}, join_digests(f"{group}={digest}" for group, digest in models.items()))
 
 
 def write(task: Task) -> Made:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion.adapter import Adapted
-from fusion.checkpoint import Source, check_finite, check_same, read_config
+from fusion.checkpoint import Checkpoint, Source, check_finite, check_same, read_config
 from fusion.embeddings import common_vocabulary, laid_over
 from fusion.errors import MismatchError, RecipeError
 from fusion.layout import Layout, Part
@@ -57,11 +57,15 @@ class Merge:
         self._method = METHODS[recipe.method]
         # The base leads, where there is one: what the result takes over unmerged comes from the first.
         named = list(recipe.models if recipe.base is None else dict.fromkeys((recipe.base, *recipe.models)))
-        self._donor = parents[named[0]]
-        self.donor: Path = self._donor.donor
+        self.first = parents[named[0]]
+        self.donor: Path = self.first.donor
         sources = {name: parents[name] for name in named}
-        self.vocabulary = common_vocabulary(sources, named[0], recipe.tokenizer, recipe.base)
-        self._sources = sources if self.vocabulary is None else dict(self.vocabulary.sources)
+        # A model that only lends its tokenizer is a parent, too, and none of its weights are merged.
+        lenders = {name: parent for name, parent in parents.items() if recipe.tokenizer and name not in sources}
+        self.vocabulary = common_vocabulary({**sources, **lenders}, named[0], recipe.tokenizer, recipe.base)
+        if self.vocabulary is not None:
+            sources = {name: self.vocabulary.sources[name] for name in named}
+        self._sources = sources
         if not recipe.slices:
             check_same(self._sources)
         self._layout = Layout(self.recipe, self._sources, self._method)
@@ -76,18 +80,19 @@ class Merge:
         self._state: Any = None
         self._prepared = self._prepare is None
         self._lock = threading.RLock()
+        self._last = threading.local()
         for name in self._layout.left_out():
             self.ledger[name] = {"action": "left out: in a layer that no slice uses"}
 
     def config(self) -> dict[str, Any]:
         """The donor's config.json, with what the merge changes in it."""
-        config = self._layout.config(config_of(self._donor))
+        config = self._layout.config(config_of(self.first))
         return config if self.vocabulary is None else laid_over(config, self.vocabulary.config_changes)
 
     @property
     def tokenizer(self) -> Path:
         """The folder of the result's tokenizer."""
-        return tokenizer_folder(self._donor) if self.vocabulary is None else self.vocabulary.tokenizer
+        return tokenizer_folder(self.first) if self.vocabulary is None else self.vocabulary.tokenizer
 
     def tokenizers(self) -> list[Path]:
         """The folders of the models' tokenizers, the base's first."""
@@ -128,6 +133,11 @@ class Merge:
         lost = [name for name in self.recipe.models if name not in statistics]
         if lost:
             raise RecipeError(f"{self._method.name} reads text of each model: no statistics of {', '.join(lost)}")
+        if self._method.statistics == "fisher" and self.vocabulary is not None:
+            raise RecipeError(
+                f"{self._method.name} weighs every row of a vocabulary, and these models have different ones: bring "
+                "them to one first, each by a recipe with `method: passthrough` and `tokenizer:`"
+            )
         return {name: open_statistics(statistics[name]) for name in self.recipe.models}
 
     def _merged(self, part: Part, name: str) -> Tensor:
@@ -184,7 +194,7 @@ class Merge:
     def _read(self, part: Part, device: str, cut: Callable[[Tensor], Iterator[Tensor]]) -> Iterator[Block]:
         """The blocks of one tensor in float32, each checked for what is no number."""
         pairs = [*zip(part.models, part.names, strict=True), *([part.base] if part.base else [])]
-        cuts = [cut(self._sources[model].tensor(source)) for model, source in pairs]
+        cuts = [cut(self._tensor(model, source)) for model, source in pairs]
         start = 0
         for pieces in zip(*cuts, strict=True):
             found = [piece.to(device, torch.float32) for piece in pieces]
@@ -193,6 +203,16 @@ class Merge:
             base = found.pop() if part.base else None
             yield Block(start, found, base)
             start += pieces[0].numel()
+
+    def _tensor(self, model: str, name: str) -> Tensor:
+        """A tensor of a model; of one that is computed the last is remembered, as several passes ask for it."""
+        source = self._sources[model]
+        if isinstance(source, Checkpoint):
+            return source.tensor(name)
+        last: dict[str, tuple[str, Tensor]] = self._last.__dict__
+        if last.get(model, ("",))[0] != name:
+            last[model] = (name, source.tensor(name))
+        return last[model][1]
 
     def _common(self, part: Part, name: str) -> Tensor:
         """A tensor of integers or booleans: copied, since there is no arithmetic that would keep its meaning."""
@@ -223,9 +243,15 @@ def reshapes(source: Source) -> bool:
 
 
 def _devices(device: str) -> list[str]:
-    """Where tensors are merged: on all GPUs in turn where `cuda` names none of them."""
+    """Where tensors are merged: on all GPUs in turn where `cuda` names none of them. Raises RecipeError."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise RecipeError(f"device '{device}' is none; expected cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"device '{device}': torch sees no GPU here (fuse-bench doctor); use cpu")
     if device == "cuda":
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or [device]
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [device]
 
 

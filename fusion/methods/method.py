@@ -1,6 +1,6 @@
 """What a merge method is: a row of the table METHODS, at the end of the method's own file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Method:
     `prepare` sees all tensors once or more before the first is merged: its result is each call's `at.state`.
     `survey` sees all blocks of one tensor before the first of them is merged: its result is each call's `at.found`.
     `check` says what is wrong with weights and parameters that are each in range.
+    `steady` names, given the parameters, those that must be one number for all tensors ("weight": the weights).
     """
 
     name: str
@@ -51,4 +52,5 @@ class Method:
     prepare: Callable[[Pass, Any], Any] | None = None
     survey: Callable[..., Any] | None = None
     check: Callable[[Sequence[float], Any], str | None] | None = None
+    steady: Callable[[Mapping[str, Any]], Sequence[str]] = lambda values: ()
     compat: Compat | None = None

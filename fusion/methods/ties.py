@@ -84,5 +84,6 @@ METHOD = Method(
     unit="elements",
     prepare=prepare,
     survey=survey,
+    steady=lambda values: ("density",) if values.get("trim") == "global" else (),
     compat=compat(trimmed, elect=True),
 )

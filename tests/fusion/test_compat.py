@@ -20,7 +20,7 @@ from tests.fusion.arrays import (
     random_model,
     wide,
 )
-from tests.fusion.plain import plain_l1, plain_order, task_vectors
+from tests.fusion.plain_vectors import plain_l1, plain_order, task_vectors
 
 
 def plain_mergekit(

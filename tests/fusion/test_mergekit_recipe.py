@@ -283,7 +283,8 @@ def test_tokenizers_and_templates(world: Path) -> None:
     }
     assert recipe.chat_template == "auto"
     assert "exclude each other" in fault(world, LINEAR + block + "tokenizer_source: union\n")
-    assert "3:19: the tokenizer is the base's" in fault(world, LINEAR + "tokenizer_source: base\n")
+    assert read(world, LINEAR + "tokenizer_source: base\n").recipe.tokenizer == {"source": "base"}
+    assert "none is built in" in fault(world, LINEAR + "chat_template: chatml\n")
     assert "3:13: unknown key 'sauce'" in fault(world, LINEAR + "tokenizer: {sauce: union}\n")
 
 
@@ -397,3 +398,35 @@ tokenizer_sorce: union
     )
     places = [line.split(": ")[0].strip() for line in text.splitlines()[1:]]
     assert places == ["5:12", "6:18", "7:14", "11:41", "12:1"]
+
+
+def _models(folder: Path) -> None:
+    for name in ("base", "math", "code"):
+        (folder / name).mkdir()
+
+
+def test_the_first_model_may_be_the_base_that_a_tokenizer_is_taken_from(tmp_path: Path) -> None:
+    text = """
+merge_method: slerp
+base_model: math
+models: [{model: math}, {model: code}]
+parameters: {t: 0.4}
+tokenizer_source: base
+"""
+    _models(tmp_path)
+    assert read(tmp_path, text).recipe.tokenizer == {"source": "base"}
+
+
+def test_a_density_that_varies_is_trimmed_tensor_by_tensor(tmp_path: Path) -> None:
+    text = """
+merge_method: ties
+base_model: base
+models:
+  - {model: math, parameters: {density: [1, 0.7, 0.1], weight: 1}}
+  - {model: code, parameters: {density: 0.5, weight: 1}}
+"""
+    _models(tmp_path)
+    recipe = read(tmp_path, text).recipe
+    assert recipe.params["trim"] == "tensor" and recipe.own[0]["density"] == [1, 0.7, 0.1]
+    plain = text.replace("[1, 0.7, 0.1]", "0.7")
+    assert read(tmp_path, plain).recipe.params["trim"] == "global"

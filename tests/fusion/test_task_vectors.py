@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusion.errors import RecipeError
 from fusion.methods.trim import kept_count
 from tests.fusion.arrays import BASE, SETS, WEIGHTS, A, Arrays, B, C, assert_close, merged, wide
-from tests.fusion.plain import (
+from tests.fusion.plain_vectors import (
     plain_band,
     plain_dare,
     plain_della,

@@ -84,6 +84,54 @@ def test_a_recipe_guided_by_data_reads_its_corpora_once(family: Path, bench) -> 
     assert sorted((family / "store" / "statistics").rglob("*")) == kept
 
 
+def test_nothing_is_read_for_a_merge_that_cannot_be_written(family: Path, bench) -> None:
+    (family / "out").mkdir()
+    (family / "out" / "mine").touch()
+    (family / "t.jsonl").write_text('{"prompt": "", "answer": "t1 t2 t3"}')
+    (family / "r.yaml").write_text("method: fisher\nmodels: [math, code]\ncorpora: {math: t.jsonl, code: t.jsonl}\n")
+    done = bench("merge", "r.yaml", "out", cwd=family)
+    assert done.returncode == 2 and "is not empty" in done.stderr
+    assert not (family / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--device", "gpu"), "device 'gpu' is none; expected cpu, cuda or cuda:N"),
+        (("--seed", "-1"), "'seed' is -1; expected a whole number from 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(family: Path, bench, options: tuple[str, ...], said: str) -> None:
+    (family / "r.yaml").write_text("method: linear\nmodels: [math, code]\n")
+    done = bench("merge", "r.yaml", "out", *options, cwd=family)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_told(family: Path, bench) -> None:
+    (family / "r.yaml").write_text("method: linear\nmodels: [math, code]\n")
+    done = bench("merge", "r.yaml", "out", "--device", "cuda", cwd=family)
+    assert done.returncode == 2 and "torch sees no GPU here" in done.stderr
+
+
+def test_hash_seeds_and_threads_change_no_byte(family: Path, bench) -> None:
+    (family / "r.yaml").write_text("method: dare_ties\nbase: base\nmodels: [math, code]\ndensity: 0.5\nseed: 3\n")
+    digests = [
+        json.loads(bench("merge", "r.yaml", f"out{seed}", "--json", cwd=family, PYTHONHASHSEED=seed).stdout)["weights"]
+        for seed in ("0", "1")
+    ]
+    assert digests[0] == digests[1]
+    weights = [(family / f"out{seed}" / "model.safetensors").read_bytes() for seed in ("0", "1")]
+    assert weights[0] == weights[1]
+
+
+def test_a_model_may_lend_its_tokenizer_alone(family: Path, bench) -> None:
+    (family / "r.yaml").write_text("method: linear\nmodels: [math, code]\ntokenizer: stranger\n")
+    done = bench("merge", "r.yaml", "out", "--json", cwd=family)
+    assert done.returncode == 0, done.stderr
+    assert "stranger" not in json.loads(done.stdout)["lineage"]
+
+
 def test_a_routed_method_is_no_plain_folder(family: Path, bench) -> None:
     (family / "r.yaml").write_text("method: emr\nbase: base\nmodels: [math, code]\ntask: math\n")
     done = bench("merge", "r.yaml", "out", cwd=family)

@@ -208,3 +208,54 @@ def test_refs_of_merges_name_their_parents(read):
     assert [name for name, _ in ref.parents] == ["a", "b", "base"]
     assert [Path(parent.path).name for _, parent in ref.parents] == ["a", "b", "base"]
     assert planned.jobs["write ties"].needs == ("build ties",)
+
+
+GUIDED = """
+suite: guided
+models:
+  base: {from: ./base}
+  a: {from: ./a}
+  b: {from: ./b}
+candidates:
+  one: {method: fisher, models: [a, b], corpora: {a: x/text.jsonl, b: x/text.jsonl}}
+  two: {method: fisher, models: [a, b], corpora: {a: y/text.jsonl, b: x/text.jsonl}}
+  emr: {method: emr, base: base, models: [a, b], route: {g: a, h: b}}
+evaluate:
+  g: {tasks: [quiz]}
+  h: {tasks: [quiz]}
+"""
+
+
+@pytest.fixture
+def guided(read, tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.jsonl").write_text(f'{{"text": "{name}"}}')
+    corpora = {str(tmp_path / name / "text.jsonl"): f"digest of {name}" for name in ("x", "y")}
+    found = facts(groups={"g": ("quiz",), "h": ("quiz",)}, corpora=corpora)
+
+    def planned(text=GUIDED):
+        return plan(read(text), found).jobs
+
+    return planned
+
+
+def test_two_corpora_of_one_name_are_two_and_one_corpus_is_read_once(guided):
+    jobs = {name: job for name, job in guided().items() if job.kind == "statistics"}
+    read = {(job.inputs[0].model, job.spec["corpora"][0]) for job in jobs.values()}
+    assert len(jobs) == 3 and read == {("a", "digest of x"), ("a", "digest of y"), ("b", "digest of x")}
+    assert len([need for need in guided()["build two"].needs if need.startswith("statistics")]) == 2
+
+
+def test_the_mask_of_a_routed_model_is_in_the_key_of_its_answers(guided):
+    jobs = guided()
+    one, other = (jobs[f"generate emr {group}/quiz/test.0"] for group in ("g", "h"))
+    made = {"build emr": "digest of emr"}
+    assert one.key(made) != other.key(made)
+    swapped = guided(GUIDED.replace("{g: a, h: b}", "{g: b, h: a}"))
+    assert swapped["generate emr g/quiz/test.0"].key(made) != one.key(made)
+
+
+def test_a_merge_of_strangers_is_another_job_than_one_that_was_checked(guided):
+    allowed = guided(GUIDED.replace("route:", "allow_unrelated: true, route:"))
+    assert allowed["build emr"].spec != guided()["build emr"].spec
