@@ -170,7 +170,7 @@ def machine() -> dict[str, Any]:
         "cpu": next((line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("model name")), "?"),
         "cores": os.cpu_count(),
         "memory_gib": round(int(memory) / 2**20, 1),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "load": os.getloadavg(),
     }
 

@@ -37,7 +37,7 @@ def test_masks_differ_by_seed_model_and_tensor() -> None:
         last = merged("dare_linear", [zeros] * (models - 1) + [tensors], zeros, seed=seed, density=0.5)[tensor]
         return last != 0
 
-    masks = [mask(0, 1, "a"), mask(1, 1, "a"), mask(0, 2, "a"), mask(0, 1, "b"), mask(-1, 1, "a")]
+    masks = [mask(0, 1, "a"), mask(1, 1, "a"), mask(0, 2, "a"), mask(0, 1, "b"), mask(9, 1, "a")]
     for i, one in enumerate(masks):
         for other in masks[:i]:
             assert abs((one == other).mean() - 0.5) < SIGMAS * 0.5 / SIDE

@@ -172,7 +172,9 @@ def test_a_recipe_file(world: Path) -> None:
     text = f"method: linear\nmodels: [{world / 'math'}, code]\nseed: 4\ndtype: bfloat16\nchat_template: '{{{{ x }}}}'\n"
     ref = read(world, text)
     names = (str(world / "math"), "code")
-    assert ref.recipe == Recipe("linear", names, None, None, {"normalize": True}, 4, "bfloat16", chat_template="{{ x }}")
+    assert ref.recipe == Recipe(
+        "linear", names, None, None, {"normalize": True}, 4, "bfloat16", chat_template="{{ x }}"
+    )
 
 
 def test_options_override_the_file(world: Path) -> None:

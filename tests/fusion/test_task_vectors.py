@@ -246,9 +246,9 @@ def test_each_model_may_have_its_own_density() -> None:
 
 def test_a_density_that_varies_over_tensors_wants_trim_tensor() -> None:
     varied = [{"filter": "b", "value": 0.3}, {"value": 0.6}]
-    with pytest.raises(RecipeError, match="set trim: tensor"):
+    with pytest.raises(RecipeError, match="trim: tensor allows it"):
         merged("ties", [A, B], BASE, density=varied)
-    with pytest.raises(RecipeError, match="set trim: tensor"):
+    with pytest.raises(RecipeError, match="trim: tensor allows it"):
         merged("ties", [A, B], BASE, own=({"density": varied}, {}))
     found = merged("ties", [A], BASE, density=varied, trim="tensor")
     delta = task_vectors([wide(A)], wide(BASE))[0]
