@@ -11,7 +11,7 @@ from harness.cli import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-HOW = (ROOT / "docs" / "how-it-works.md").read_text()
+HOW = "".join((ROOT / "docs" / name).read_text() for name in ("how-it-works.md", "merging.md"))
 
 
 @pytest.mark.parametrize("verb", sorted(cli.commands))
@@ -34,9 +34,16 @@ def test_every_file_that_the_documents_link_to_exists():
 
 
 def test_every_make_target_in_the_documents_exists():
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
-    told = re.findall(r"make ([a-z]+)", README + HOW + (ROOT / "CONTRIBUTING.md").read_text())
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    told = re.findall(r"make ([a-z-]+)", README + HOW + (ROOT / "CONTRIBUTING.md").read_text())
     assert set(told) <= {*targets, "a"}
+
+
+def test_every_merge_method_is_in_the_changelog():
+    from fusion.methods import METHODS
+
+    told = (ROOT / "CHANGELOG.md").read_text()
+    assert not [name for name in METHODS if not re.search(rf"\b{re.escape(name)}(?!\w)", told)]
 
 
 def test_every_parameter_says_what_it_is():
