@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from fusion.errors import CheckpointError, MismatchError
 from fusion.lineage import Lineage, check_kin
 from fusion.methods.apply import Merge, config_of
 from fusion.modelref import Delta, ModelRef, open_ref
-from fusion.stream import in_order, one_thread
+from fusion.stream import aside, in_order, one_thread
 from fusion.tokens import tokenizer_folder
 
 # In a folder as long as it is being written: what a killed write leaves may be written over.
@@ -68,10 +67,9 @@ def write(
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / PARTIAL).touch()
-        with ThreadPoolExecutor(1) as aside:
-            parents = aside.submit(card.parents, ref)
-            weights = _write_weights(source, out, shard_bytes, threads)
-            about = card.about(source, parents.result(), kin) if isinstance(ref, Delta) else {}
+        parents = aside(lambda: card.parents(ref))
+        weights = _write_weights(source, out, shard_bytes, threads)
+        about = card.about(source, parents.result(), kin) if isinstance(ref, Delta) else {}
         _write_beside(source, out)
         if isinstance(ref, Delta):
             (out / card.FILE).write_text(card.text(ref, about), encoding="utf-8")

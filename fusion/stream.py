@@ -1,5 +1,6 @@
 """Work on many things side by side, with the results in order and few of them in memory."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,20 @@ def in_order(work: Callable[[A], B], items: Iterable[A], threads: int) -> Iterat
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def aside(work: Callable[[], B]) -> "Future[B]":
+    """What `work` will give, while the caller goes on; a caller that is interrupted does not wait for it."""
+    future: Future[B] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 @contextmanager

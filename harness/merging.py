@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion import lineage
+from fusion.checkpoint import Source
 from fusion.errors import CheckpointError
 from fusion.merge import check_lineage, make_room, write
 from fusion.methods import METHODS
@@ -77,13 +78,9 @@ def kin(models: Sequence[Path], base: Path | None) -> dict[str, Any]:
     """
     if base is None and len(models) < 2:
         raise UsageError("lineage is between models: give a --base, or two models or more")
-    named = Models(Path())
-    given = {str(path): named.name(str(path), ()) for path in (*models, *([base] if base else []))}
-    if named.problems:
-        raise UsageError("; ".join(problem.message for problem in named.problems))
-    opened = {str(path): open_ref(named.refs[str(given[str(path)])]) for path in models}
+    opened = open_models(models)
     if base is not None:
-        origin = open_ref(named.refs[str(given[str(base)])])
+        (origin,) = open_models([base]).values()
         found = {name: lineage.lineage(source, origin) for name, source in opened.items()}
         return {"base": str(base), "models": lineage.to_json(found)}
     pairs = {
@@ -95,6 +92,15 @@ def kin(models: Sequence[Path], base: Path | None) -> dict[str, Any]:
         "models": {name: lineage.to_json(found) for name, found in pairs.items()},
         "nearest": {name: lineage.nearest(found) for name, found in pairs.items()},
     }
+
+
+def open_models(paths: Sequence[Path]) -> dict[str, Source]:
+    """Models by their paths as a recipe would name them: a folder, FOLDER+LORA, or a LoRA folder. Raises UsageError."""
+    named = Models(Path())
+    names = {str(path): named.name(str(path), ()) for path in paths}
+    if named.problems:
+        raise UsageError("; ".join(problem.message for problem in named.problems))
+    return {path: open_ref(named.refs[str(name)]) for path, name in names.items()}
 
 
 def kin_table(found: Mapping[str, Any]) -> str:

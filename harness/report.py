@@ -167,15 +167,16 @@ def measure_kinship(models: Sequence[Path], base: Path) -> dict[str, Any]:
     """Contract 6: {"base", "models", "pairs"} of some model folders."""
     from fusion.kinship import MEASURES
     from fusion.kinship.weights import kinship
-    from fusion.modelref import Folder, open_ref
+    from harness.merging import open_models
 
     if len(models) < 2:
         raise UsageError("kinship is between models: give at least two")
     names = [str(path) for path in models]
     for repeated in sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{repeated} is given more than once")
-    opened = {name: open_ref(Folder(name)) for name in names}
-    return {"base": str(base), "models": names, "pairs": kinship(opened, open_ref(Folder(str(base))), list(MEASURES))}
+    (origin,) = open_models([base]).values()
+    pairs = kinship(open_models(models), origin, list(MEASURES))
+    return {"base": str(base), "models": names, "pairs": pairs}
 
 
 def kinship_table(found: Mapping[str, Any]) -> str:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fusion.checkpoint import Checkpoint
 from tests.conftest import World
 from tests.fusion.models import logits, save_llama, tiny_llama
+
+LORA_WEIGHTS = "lora/adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -157,6 +160,25 @@ def test_lineage_tells_kin_from_strangers(family: Path, bench) -> None:
     shown = bench("lineage", "math", "stranger", "--base", "base", cwd=family).stdout
     assert "math: cosine 0.9" in shown and ": not kin" in shown
     assert bench("lineage", "math", cwd=family).returncode == 2
+
+
+def test_adapters_are_models_of_every_verb(family: Path, bench) -> None:
+    generator = torch.Generator().manual_seed(5)
+    name = "base_model.model.model.layers.0.mlp.up_proj"
+    factors = {f"{name}.lora_A.weight": (2, 32), f"{name}.lora_B.weight": (48, 2)}
+    (family / "lora").mkdir()
+    save_file({k: 0.1 * torch.randn(s, generator=generator) for k, s in factors.items()}, family / LORA_WEIGHTS)
+    about = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": 2, "lora_alpha": 2}
+    (family / "lora" / "adapter_config.json").write_text(json.dumps(about))
+    found = json.loads(bench("lineage", "lora", "base+lora", "--base", "base", "--json", cwd=family).stdout)
+    assert found["models"]["lora"] == found["models"]["base+lora"] and found["models"]["lora"]["kin"]
+    pairs = json.loads(bench("kinship", "lora", "math", "--base", "base", "--json", cwd=family).stdout)["pairs"]
+    assert abs(pairs[0]["cosine"]) < 0.2
+    (family / "r.yaml").write_text("method: task_arithmetic\nbase: base\nmodels: {lora: 1.0, math: 0.0}\n")
+    assert bench("merge", "r.yaml", "out", cwd=family).returncode == 0
+    base, out = Checkpoint(family / "base"), Checkpoint(family / "out")
+    changed = [n for n in base.names() if not torch.equal(base.tensor(n), out.tensor(n))]
+    assert changed == ["model.layers.0.mlp.up_proj.weight"]
 
 
 def test_export_writes_the_model_that_was_scored(world: World, bench, tmp_path: Path) -> None:
