@@ -8,7 +8,7 @@ header of names, dtypes, shapes and offsets, then the tensors' bytes.
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -177,6 +177,19 @@ def tokenizer_files(folder: Path) -> list[Path]:
         )
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return sorted([*files, *(folder / CHAT_TEMPLATES).glob("*.jinja")])
+
+
+def header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """How a safetensors file begins whose tensors (name, dtype, shape) follow in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, dtype, shape in tensors:
+        stop = start + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def check_same(sources: Mapping[str, Source]) -> None:

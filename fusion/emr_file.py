@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from safetensors import safe_open
 from torch import Tensor
 
-from fusion.checkpoint import DTYPE_NAMES, Source, check_finite, check_same, read_json
+from fusion.checkpoint import Source, check_finite, check_same, header, read_json
 from fusion.digests import tensor_bytes, weights_digest
 from fusion.errors import CheckpointError, MismatchError, RecipeError
 from fusion.methods.call import BLOCK, Block
@@ -143,8 +143,8 @@ def _write(base: Source, models: Mapping[str, Source], names: list[str], out: Pa
     """Write tau and the masks of these tensors; gives the tasks' norms in each."""
     norms: dict[str, Norms] = {}
     with (out / ELECTED).open("wb") as elected, (out / MASKS).open("wb") as masks:
-        elected.write(_header((name, base.dtype(name), base.shape(name)) for name in names))
-        masks.write(_header((name, torch.uint8, (len(models), _bytes(base, name))) for name in names))
+        elected.write(header((name, base.dtype(name), base.shape(name)) for name in names))
+        masks.write(header((name, torch.uint8, (len(models), _bytes(base, name))) for name in names))
         made = in_order(lambda name: _compact(base, models, name), names, threads)
         for name, (tau, bits, mine) in zip(names, made, strict=True):
             elected.write(tensor_bytes(tau))
@@ -203,16 +203,3 @@ def _blocks(base: Source, models: Mapping[str, Source], name: str) -> Iterator[B
 
 def _bytes(source: Source, name: str) -> int:
     return -(-math.prod(source.shape(name)) // 8)
-
-
-def _header(entries: Iterator[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
-    """The header of a safetensors file whose tensors follow in this order."""
-    header: dict[str, Any] = {}
-    start = 0
-    for name, dtype, shape in entries:
-        stop = start + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

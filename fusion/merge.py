@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from fusion import card, chat
 from fusion.adapter import Adapted
 from fusion.checkpoint import (
     CONFIG,
-    DTYPE_NAMES,
     GENERATION_CONFIG,
     INDEX,
     SINGLE,
     Source,
+    header,
     read_json,
     tokenizer_files,
 )
@@ -160,27 +160,11 @@ def _write_shard(source: Source, shard: Shard, path: Path, threads: int) -> list
 
     digests = []
     with path.open("wb") as file:
-        file.write(_header(source, shard.tensors))
+        file.write(header((name, source.dtype(name), source.shape(name)) for name in shard.tensors))
         for content, digest in in_order(make, shard.tensors, threads):
             file.write(content)
             digests.append(digest)
     return digests
-
-
-def _header(source: Source, names: Iterable[str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for name in names:
-        stop = start + _size(source, name)
-        header[name] = {
-            "dtype": DTYPE_NAMES[source.dtype(name)],
-            "shape": list(source.shape(name)),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _size(source: Source, name: str) -> int:
