@@ -184,14 +184,32 @@ def test_text_depends_on_the_seed_alone() -> None:
 
 
 def test_the_table_of_trainers_says_what_it_takes() -> None:
-    assert sorted(TRAINERS) == ["pocket/base", "pocket/specialist", "pocket/teacher"]
-    assert [name for name, trainer in TRAINERS.items() if trainer.parent] == ["pocket/specialist"]
+    assert sorted(TRAINERS) == ["pocket/base", "pocket/multitask", "pocket/specialist", "pocket/teacher"]
+    assert [name for name, trainer in TRAINERS.items() if trainer.parent] == ["pocket/specialist", "pocket/multitask"]
     _, problems = fill(TRAINERS["pocket/specialist"].Params, {"skill": "cooking", "replay": 2})
     assert [problem.message for problem in problems] == [
         "'skill' is 'cooking'; expected reasoning | commonsense | code",
         "'replay' is 2.0; allowed: [0.0, 1.0]",
     ]
     assert all(row["help"] for trainer in TRAINERS.values() for row in describe(trainer.Params))
+
+
+def test_the_multitask_model_reads_what_the_specialists_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read: list[tuple[list[str], int]] = []
+
+    def take(parent: object, documents: list[dict[str, str]], settings: object, *rest: object) -> dict[str, object]:
+        read.append((sorted(map(json.dumps, documents)), settings.steps))
+        return {}
+
+    monkeypatch.setattr(trainers, "_go_on", take)
+    place = (tmp_path, tmp_path, lambda done, of: None)
+    for skill in ("reasoning", "commonsense", "code"):
+        params = trainers.SpecialistParams(skill=skill, size="tiny")
+        trainers.specialist(params, tmp_path, 3, *place)
+    trainers.multitask(trainers.MultitaskParams(size="tiny"), tmp_path, 3, *place)
+    *specialists, joined = read
+    assert joined[0] == sorted(document for documents, _ in specialists for document in documents)
+    assert joined[1] == sum(steps for _, steps in specialists)
 
 
 def test_lm_eval_asks_what_the_generators_say(monkeypatch: pytest.MonkeyPatch) -> None:
