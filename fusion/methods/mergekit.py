@@ -15,6 +15,7 @@ and the random numbers are one stream of torch's generator, drawn in the order o
 recipe's models. Everything here is written from the formulas and checked against mergekit's output.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -144,8 +145,8 @@ def _ranked(delta: Tensor, start: int, stop: int, descending: bool) -> Tensor:
 def _streams(passes: Pass, params: Any, least: float) -> dict[str, UInt8[Tensor, " n"]]:
     """The state of mergekit's random stream before each tensor: seeded once, drawn from tensor after tensor.
 
-    Their order is that of the last name among the tensors that each is made of, in which slices differ from the result.
-    A model draws where its density is below 1 and at least `least`.
+    Their order is that of the last name among the tensors that each is made of, in which slices differ from the result,
+    and then that of the result's layers. A model draws where its density is below 1 and at least `least`.
     """
 
     def visit(blocks: Blocks, weights: Any, params: Any, at: Place) -> _Draw:
@@ -153,7 +154,7 @@ def _streams(passes: Pass, params: Any, least: float) -> dict[str, UInt8[Tensor,
 
     stream = torch.Generator()
     states: dict[str, Tensor] = {}
-    for name, draw in sorted(passes(visit), key=lambda found: found[1].order):
+    for name, draw in sorted(passes(visit), key=lambda found: (found[1].order, _counted(found[0]))):
         if not states:
             stream.manual_seed(draw.seed)
         states[name] = stream.get_state()
@@ -162,6 +163,11 @@ def _streams(passes: Pass, params: Any, least: float) -> dict[str, UInt8[Tensor,
             if least <= share < 1:
                 torch.bernoulli(half, generator=stream)
     return states
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    """A name that sorts by the numbers in it, layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class _Draw(NamedTuple):

@@ -23,7 +23,6 @@ _ROUNDED = Difference("mergekit rounds to bf16 in between, we at the end", 4 * 2
 _SAMPLED = Difference("mergekit's quantiles are of a sample, ours of all elements", 0.2)
 
 DIFFERENCES: dict[str, Difference] = {
-    "linear bf16 without dtype": _ROUNDED,
     "task_arithmetic bf16 without dtype": _ROUNDED,
     "task_arithmetic cast to bf16": _ROUNDED,
     "arcee_fusion large": _SAMPLED,
