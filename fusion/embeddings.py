@@ -5,7 +5,6 @@ fusion/tokens.py). A row that a model lacks is filled for it (see fusion/rows.py
 tensor by tensor.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from fusion.checkpoint import CONFIG, GENERATION_CONFIG, Source, tokenizer_files
-from fusion.errors import CheckpointError, MismatchError, RecipeError
+from fusion.errors import MismatchError, RecipeError
 from fusion.params import did_you_mean
 from fusion.rows import RULES, Filling, Remapped, Rows, plan
 from fusion.tokens import (
@@ -28,6 +27,7 @@ from fusion.tokens import (
     check_comparable,
     has_tokenizer,
     match,
+    read_optional,
     read_tokens,
     same_tokens,
     spelt_tokens,
@@ -153,8 +153,8 @@ def common_vocabulary(
         size,
         own,
         {model: _remapped(model, sources, checked[model], rows_plan) for model in sources},
-        changes.of(_json(sources[donor].donor / CONFIG)),
-        changes.of(_json(sources[donor].donor / GENERATION_CONFIG)),
+        changes.of(read_optional(sources[donor].donor / CONFIG)),
+        changes.of(read_optional(sources[donor].donor / GENERATION_CONFIG)),
         out,
         folders[first],
         union,
@@ -367,11 +367,3 @@ def _account(
         "unreachable": 0 if union is None else union.unreachable,
         "unspellable": 0 if union is None else union.unspellable,
     }
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not readable as JSON ({error}): copy or download it again") from error
-    return content if isinstance(content, dict) else {}

@@ -25,6 +25,7 @@ from torch import Tensor
 from fusion.checkpoint import Source, check_finite, check_same, header, read_json
 from fusion.digests import tensor_bytes, weights_digest
 from fusion.errors import CheckpointError, MismatchError, RecipeError
+from fusion.merge import make_room
 from fusion.methods.call import BLOCK, Block
 from fusion.methods.emr import Norms, block_norms, elect, rescalers
 from fusion.modelref import Delta, open_ref
@@ -47,8 +48,7 @@ def write_emr(ref: Delta, out: Path, routes: Mapping[str, str] | None = None, th
     recipe = ref.recipe
     if recipe.method != "emr" or recipe.base is None or recipe.slices or recipe.tokenizer:
         raise RecipeError("a compact file is of whole models merged by emr, with one base and the base's tokenizer")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty: give another folder, or remove it first")
+    make_room(out)
     parents = {name: open_ref(parent) for name, parent in ref.parents}
     base, models = parents[recipe.base], {name: parents[name] for name in recipe.models}
     check_same({recipe.base: base, **models})

@@ -7,7 +7,7 @@ tied to them, weights that are no linear layer's).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "Collect",
     "Statistics",
     "collect",
+    "collect_all",
     "collect_prefix",
     "open_statistics",
     "statistics_key",
@@ -48,6 +49,26 @@ def collect(
     if kind not in makers:
         raise FusionError(f"statistics of kind {kind!r} are not made of one model; those are: {', '.join(makers)}")
     return makers[kind](model, documents, out, settings, progress)
+
+
+def collect_all(
+    kind: str,
+    models: Mapping[str, Path],
+    corpora: Mapping[str, Sequence[Document]],
+    out: Path,
+    how: tuple[Any, Sequence[float] | None],
+    settings: Collect,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """The statistics of some models, in `out/<model>`: "gram++" of all together, any other kind of one model alone.
+
+    how: the method's parameters and weights, which "gram++" merges its prefix with. Returns each model's report.
+    """
+    if kind == "gram++":
+        params, weights = how
+        return collect_prefix(models, corpora, out, params, weights, settings, progress)
+    ((name, model),) = models.items()
+    return {name: collect(kind, model, corpora[name], out / name, settings, progress)}
 
 
 class Statistics:

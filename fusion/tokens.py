@@ -137,18 +137,20 @@ def same_tokens(a: Path, b: Path) -> bool:
 
 def _defining(folder: Path) -> dict[str, bytes]:
     files = [folder / name for name in (*VOCABULARY_FILES, "added_tokens.json") if (folder / name).is_file()]
-    more = {key: value for key, value in _json(folder / "tokenizer_config.json").items() if key != "chat_template"}
+    more = {
+        key: value for key, value in read_optional(folder / "tokenizer_config.json").items() if key != "chat_template"
+    }
     tokens = {key: value for key, value in more.items() if key == "added_tokens_decoder" or key.endswith("_token")}
     return {
         **{file.name: file.read_bytes() for file in files},
         "config": json.dumps(tokens, sort_keys=True).encode(),
-        "map": json.dumps(_json(folder / "special_tokens_map.json"), sort_keys=True).encode(),
+        "map": json.dumps(read_optional(folder / "special_tokens_map.json"), sort_keys=True).encode(),
     }
 
 
 def token_ids(folder: Path) -> dict[str, int] | None:
     """Every token's id, read off a tokenizer.json without loading it; None where that does not tell."""
-    state = _json(folder / "tokenizer.json")
+    state = read_optional(folder / "tokenizer.json")
     if not isinstance(state.get("model"), dict):
         return None
     vocabulary = state["model"].get("vocab")
@@ -157,17 +159,18 @@ def token_ids(folder: Path) -> dict[str, int] | None:
     if not isinstance(vocabulary, dict):
         return None
     ids = {**vocabulary, **{token["content"]: token["id"] for token in state.get("added_tokens") or []}}
-    config = _json(folder / "tokenizer_config.json")
+    config = read_optional(folder / "tokenizer_config.json")
     ids |= {token["content"]: int(i) for i, token in (config.get("added_tokens_decoder") or {}).items()}
-    ids |= _json(folder / "added_tokens.json")
-    named = {**_json(folder / "special_tokens_map.json"), **config}
+    ids |= read_optional(folder / "added_tokens.json")
+    named = {**read_optional(folder / "special_tokens_map.json"), **config}
     special = [value for key, value in named.items() if key.endswith("_token") and value]
     contents = [token["content"] if isinstance(token, dict) else token for token in special]
     # A special token that the vocabulary lacks gets an id only when the tokenizer is loaded.
     return ids if all(token in ids for token in contents if isinstance(token, str)) else None
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_optional(file: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where there is no such file. Raises CheckpointError when it is no JSON."""
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:

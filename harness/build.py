@@ -63,16 +63,15 @@ def read_data(
     """What a data-guided merge needs to know of its models, in folders "0", "1", ... of `out`, in their order."""
     names, seed = corpora
     settings = Collect(**{**spec["settings"], "device": spec["device"]})
-    folders = [folder_of(ref, scratch / f"model-{i}") for i, ref in enumerate(models)]
-    texts = [documents(name, seed) for name in names]
-    if spec["kind"] != "gram++":
-        return statistics.collect(spec["kind"], folders[0], texts[0], out / "0", settings, progress)
-    by_name = dict(zip(map(str, range(len(folders))), folders, strict=True))
-    params = make_params(METHODS["regmean++"].Params, spec["params"])
-    reports = statistics.collect_prefix(
-        by_name, dict(zip(by_name, texts, strict=True)), out, params, spec["weights"], settings, progress
+    folders = {str(i): folder_of(ref, scratch / f"model-{i}") for i, ref in enumerate(models)}
+    texts = {str(i): documents(name, seed) for i, name in enumerate(names)}
+    # Only what depends on the merge has its parameters in the job's spec.
+    how = (
+        (make_params(METHODS["regmean++"].Params, spec["params"]), spec["weights"])
+        if "params" in spec
+        else (None, None)
     )
-    return dict(reports)
+    return dict(statistics.collect_all(spec["kind"], folders, texts, out, how, settings, progress))
 
 
 def documents(corpus: str, seed: int) -> Sequence[Document]:

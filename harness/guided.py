@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from fusion.digests import folder_digests
 from fusion.methods import METHODS
 from fusion.modelref import Delta
 from fusion.params import build_at
-from fusion.recipe import Recipe
 from harness.build import folder_of
 from harness.store import file_digest
 
@@ -24,6 +22,7 @@ def with_data(ref: Delta, cache: Path, device: str) -> Delta:
     kind = METHODS[recipe.method].statistics
     assert kind is not None
     settings = Collect(**{**recipe.calibration, "seed": recipe.seed, "device": device})
+    params = build_at(METHODS[recipe.method].Params, recipe.params, [{}] * len(recipe.models), "", 0.0)
     how = {"params": dict(recipe.params), "weights": recipe.weights} if kind == "gram++" else {}
     with tempfile.TemporaryDirectory(prefix="fuse-bench-") as scratch:
         parents = dict(ref.parents)
@@ -35,29 +34,14 @@ def with_data(ref: Delta, cache: Path, device: str) -> Delta:
         for group in together:
             key = statistics_key(kind, [digests[i][0] for i in group], [digests[i][1] for i in group], settings, how)
             place = cache / key.removeprefix("sha256:")[:32]
-            folders |= {i: place / i if kind == "gram++" else place for i in group}
+            names = dict(zip(group, map(str, range(len(group))), strict=True))
+            folders |= {i: place / name for i, name in names.items()}
             if not all((folders[i] / META).is_file() for i in group):
-                _read(kind, {i: models[i] for i in group}, texts, place, settings, recipe)
+                shutil.rmtree(place, ignore_errors=True)
+                read = {name: read_jsonl(texts[i]) for i, name in names.items()}
+                given = {name: models[i] for i, name in names.items()}
+                statistics.collect_all(kind, given, read, place, (params, recipe.weights), settings, _quiet)
     return replace(ref, statistics=tuple((name, str(folders[str(i)])) for i, name in enumerate(recipe.models)))
-
-
-def _read(
-    kind: str,
-    models: Mapping[str, Path],
-    texts: Mapping[str, Path],
-    out: Path,
-    settings: Collect,
-    recipe: Recipe,
-) -> None:
-    """Read the corpora of some models; nothing is left in `out` unless all of it was read."""
-    corpora = {i: read_jsonl(texts[i]) for i in models}
-    shutil.rmtree(out, ignore_errors=True)
-    if kind == "gram++":
-        params = build_at(METHODS[recipe.method].Params, recipe.params, [{}] * len(models), "", 0.0)
-        statistics.collect_prefix(models, corpora, out, params, recipe.weights, settings, _quiet)
-    else:
-        ((i, model),) = models.items()
-        statistics.collect(kind, model, corpora[i], out, settings, _quiet)
 
 
 def _quiet(done: int, of: int) -> None:

@@ -43,12 +43,12 @@ def merge_recipe(
                 f"{row.name} makes one model a task, which no plain folder holds: use it in a suite, with `route:`, "
                 "and then `fuse-bench export RUN MODEL OUT`, which writes it as one compact file"
             )
-        # Before hours of reading: whether there is room, and sense.
-        make_room(out)
-        check_lineage(ref)
         if row.statistics:
             from harness.guided import with_data
 
+            # Before hours of reading what `write` asks before its own work: is there room, and are they kin?
+            make_room(out)
+            check_lineage(ref)
             ref = with_data(ref, cache, device)
     return {"out": str(out), **write(ref, out, threads=cores(), device=device, check=True)}
 

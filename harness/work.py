@@ -61,7 +61,7 @@ def fuse(task: Task) -> Made:
     """A target trained on a corpus, with or without teachers; `model/` holds it."""
     from harness import build
 
-    teachers = [ref for role, ref in sorted(task.refs.items()) if role.startswith("teacher.")]
+    teachers = numbered(task.refs, "teacher")
     corpus = (task.where["corpus"], task.where["corpus_seed"])
     return Made(
         *build.fuse(task.spec, task.refs["target"], teachers, corpus, task.out / "model", task.scratch, task.progress)
@@ -72,7 +72,7 @@ def statistics(task: Task) -> Made:
     """What a data-guided merge must know of one model or several on their corpora; a folder a model."""
     from harness import build
 
-    models = [ref for _, ref in sorted(task.refs.items())]
+    models = numbered(task.refs, "model")
     corpora = (task.where["corpora"], task.where["corpus_seed"])
     return Made(build.read_data(task.spec, models, corpora, task.out, task.scratch, task.progress))
 
@@ -83,16 +83,15 @@ def build(task: Task) -> Made:
     A routed model has an identity for each of its routes, and one of them all.
     """
     from fusion.digests import join_digests
-    from fusion.lineage import to_json
     from fusion.merge import check_lineage
     from fusion.modelref import Routed
     from harness.evaluate import live_model
 
     live, ref = live_model(task.where["device"]), task.refs["self"]
     routes = dict(ref.routes) if isinstance(ref, Routed) else {"": ref}
-    kin = check_lineage(next(iter(routes.values())))
+    check_lineage(next(iter(routes.values())))
     digests = {group: live.load(route) for group, route in routes.items()}
-    result = {"lineage": to_json(kin), "notes": live.notes}
+    result = {"notes": live.notes}
     if not isinstance(ref, Routed):
         return Made({"digests": digests[""], **result}, digests[""]["model"])
     models = {group: found["model"] for group, found in digests.items()}
@@ -144,6 +143,12 @@ def relate(task: Task) -> Made:
 
     models = {role: open_ref(ref) for role, ref in sorted(task.refs.items()) if role != "base"}
     return Made({"pairs": kinship(models, open_ref(task.refs["base"]), task.spec["measures"])})
+
+
+def numbered(refs: "Mapping[str, ModelRef]", role: str) -> "list[ModelRef]":
+    """The models that play a part `role.0`, `role.1`, ..., in that order: the tenth after the second."""
+    mine = [name for name in refs if name.startswith(f"{role}.")]
+    return [refs[name] for name in sorted(mine, key=lambda name: int(name.rpartition(".")[2]))]
 
 
 def _expected(model: Mapping[str, Any], group: str) -> str:

@@ -13,6 +13,7 @@ from harness.plan import in_order, is_dev, plan, unique_ids
 from harness.status import failures, needs, previous_plan, status
 from harness.store import Store
 from harness.tasks import Task
+from harness.work import numbered
 
 TEXT = """
 suite: planned
@@ -259,3 +260,8 @@ def test_the_mask_of_a_routed_model_is_in_the_key_of_its_answers(guided):
 def test_a_merge_of_strangers_is_another_job_than_one_that_was_checked(guided):
     allowed = guided(GUIDED.replace("route:", "allow_unrelated: true, route:"))
     assert allowed["build emr"].spec != guided()["build emr"].spec
+
+
+def test_the_models_of_a_job_keep_their_order_beyond_nine():
+    refs = {f"model.{i}": f"ref {i}" for i in (10, 2, 0, 1, 11)} | {"base": "ref"}
+    assert numbered(refs, "model") == ["ref 0", "ref 1", "ref 2", "ref 10", "ref 11"]
