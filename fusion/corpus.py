@@ -7,14 +7,21 @@ Rows: a row holds `context` tokens. Documents are packed in a seeded order, each
 that still takes it (best fit), and never split to fit. What a row has left is padding that nothing is learnt from.
 Positions start at 0 in every document and attention stays inside the document (`train.py`), so a packed document
 costs and teaches exactly what it would in a row of its own.
+
+A corpus may be larger than memory: documents stay in their file until they are asked for, and tokens are written to
+files and mapped where a folder is given for them. What is held are 8 bytes a document.
 """
 
+import bisect
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 import torch
@@ -28,23 +35,110 @@ Loss = Literal["all", "answers"]
 
 # Rows that stay open while packing. More would fill rows no better: with 32, under 2 % of a row is padding.
 OPEN_ROWS = 32
+DOCUMENTS = 1024  # of a block
+AT_ONCE = 128  # documents given to the tokenizer together: what it returns is large
 
 
-def read_jsonl(path: Path) -> list[Document]:
+class JsonLines(Sequence[Document]):
+    """The documents of a file, read when they are asked for; a slice of them is a list.
+
+    Raises TrainingError as `read_jsonl` says, and when the file is no longer the one that was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._reading() as file:
+            self._stamp = _stamp(file)
+            self._starts = _offsets(file, path)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
+    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+        numbers = range(len(self))[index]
+        with self._reading() as file:
+            if isinstance(numbers, int):
+                return self._document(file, numbers)
+            return [self._document(file, number) for number in numbers]
+
+    def __iter__(self) -> Iterator[Document]:
+        with self._reading() as file:
+            for number in range(len(self)):
+                yield self._document(file, number)
+
+    def _reading(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise TrainingError(f"corpus {self.path}: cannot be read ({error.strerror})") from error
+
+    def _document(self, file: BinaryIO, number: int) -> Document:
+        if _stamp(file) != self._stamp:
+            raise TrainingError(f"corpus {self.path}: has changed since it was opened; start again")
+        start, end = self._starts[number], self._starts[number + 1]
+        file.seek(start)
+        return _parse(file.read(end - start).decode().strip(), f"{self.path}, document {number + 1}")
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _offsets(file: BinaryIO, path: Path) -> "array[int]":
+    """Where each document begins, and the end of the file. What lies between two documents is blank."""
+    starts, at = array("q"), 0
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"corpus {path}: is not UTF-8 (byte {at + error.start})") from error
+        if text:
+            _parse(text, f"{path}:{number}")
+            starts.append(at)
+        at += len(line)
+    if not starts:
+        raise TrainingError(f'corpus {path}: holds no document; expected a line {{"text": ...}} for each')
+    starts.append(at)
+    return starts
+
+
+class Joined(Sequence[Document]):
+    """The documents of several corpora after each other; a slice of them is a list."""
+
+    def __init__(self, corpora: Sequence[Sequence[Document]]) -> None:
+        self.corpora = corpora
+        self._starts = list(accumulate(map(len, corpora), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
+    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+        numbers = range(len(self))[index]
+        if not isinstance(numbers, int):
+            return [self[number] for number in numbers]
+        at = bisect.bisect_right(self._starts, numbers) - 1
+        return self.corpora[at][numbers - self._starts[at]]
+
+    def __iter__(self) -> Iterator[Document]:
+        return chain.from_iterable(self.corpora)
+
+
+def read_jsonl(path: Path) -> Sequence[Document]:
     """Documents of a JSON Lines file, one a line; blank lines are skipped.
 
-    Raises TrainingError for a file that is missing or empty and, with its line, for a document of another form.
+    All lines are checked here; only where they begin is kept. Raises TrainingError for a file that is missing or empty
+    and, with its line, for a document of another form.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise TrainingError(f"corpus {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"corpus {path}: is not UTF-8 (byte {error.start})") from error
-    documents = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not documents:
-        raise TrainingError(f'corpus {path}: holds no document; expected a line {{"text": ...}} for each')
-    return documents
+    return JsonLines(path)
 
 
 def _parse(line: str, where: str) -> Document:
@@ -95,35 +189,76 @@ class Tokens:
         return len(self.starts) - 1
 
 
-def encode(tokenizer: Any, documents: Sequence[Document]) -> Tokens:
+def encode(tokenizer: Any, documents: Sequence[Document], folder: Path | None = None) -> Tokens:
     """Tokenize documents as the tokenizer does by itself (with a BOS where it adds one), each closed by one EOS.
 
-    Needs a fast tokenizer, for its offsets. Raises TrainingError without one or without an EOS.
+    With a folder, ids and answer are written to files there and mapped, read-only. Raises TrainingError for a tokenizer
+    that has no EOS or is not a fast one, whose offsets are needed.
+    """
+    blocks = (tokens for _, tokens in encode_blocks(tokenizer, documents))
+    if folder is not None:
+        return _written(blocks, folder)
+    found = list(blocks)
+    lengths = [np.diff(tokens.starts) for tokens in found]
+    return Tokens(
+        np.concatenate([np.zeros(0, np.int32), *(tokens.ids for tokens in found)]),
+        np.concatenate([np.zeros(0, bool), *(tokens.answer for tokens in found)]),
+        np.concatenate([[0], *lengths]).cumsum(),
+    )
+
+
+def _written(blocks: Iterable[Tokens], folder: Path) -> Tokens:
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = [np.zeros(1, np.int64)]
+    partial = [folder / "ids.partial", folder / "answer.partial"]
+    with partial[0].open("wb") as ids, partial[1].open("wb") as answer:
+        for tokens in blocks:
+            ids.write(tokens.ids.data)
+            answer.write(tokens.answer.data)
+            lengths.append(np.diff(tokens.starts))
+    # Renamed, because another process may still map what an earlier call wrote.
+    files = [file.replace(file.with_suffix(".bin")) for file in partial]
+    starts = np.concatenate(lengths).cumsum()
+    if not starts[-1]:
+        return Tokens(np.zeros(0, np.int32), np.zeros(0, bool), starts)
+    mapped = np.memmap(files[0], np.int32, "r"), np.memmap(files[1], np.bool_, "r")
+    return Tokens(np.asarray(mapped[0]), np.asarray(mapped[1]), starts)
+
+
+def encode_blocks(
+    tokenizer: Any, documents: Sequence[Document], begin: int = 0
+) -> Iterator[tuple[Sequence[Document], Tokens]]:
+    """Documents from `begin` on with their tokens, DOCUMENTS at a time; each block's tokens count from 0.
+
+    Raises as `encode` does.
     """
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise TrainingError(f"tokenizer {tokenizer.name_or_path!r}: a fast tokenizer with an EOS token is needed")
-    eos = tokenizer.eos_token_id
-    ids: list[np.ndarray] = []
-    answers: list[np.ndarray] = []
-    for block in _blocks(documents, 1024):
-        encoded = tokenizer(
-            [text_of(document) for document in block],
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for document, row, offsets in zip(block, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            row, ends = _closed(row, [end for _, end in offsets], eos)
-            ids.append(np.asarray(row, np.int32))
-            answers.append(np.asarray(ends) > len(prompt_of(document)))
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in ids], dtype=np.int64)])
-    if not ids:
-        return Tokens(np.zeros(0, np.int32), np.zeros(0, bool), starts)
-    return Tokens(np.concatenate(ids), np.concatenate(answers), starts)
+    for block in _blocks(documents, DOCUMENTS, begin):
+        rows = [row for some in _blocks(block, AT_ONCE) for row in _encoded(tokenizer, some)]
+        ids, answer = (np.concatenate(column) for column in zip(*rows, strict=True))
+        yield block, Tokens(ids, answer, np.cumsum([0, *(len(row) for row, _ in rows)]))
 
 
-def _blocks(documents: Sequence[Document], size: int) -> Iterator[Sequence[Document]]:
-    for start in range(0, len(documents), size):
+def _encoded(
+    tokenizer: Any, documents: Sequence[Document]
+) -> Iterator[tuple[Int[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]]:
+    """ids and answer of each document."""
+    prompts = [len(prompt_of(document)) for document in documents]
+    encoded = tokenizer(
+        [text_of(document) for document in documents],
+        return_offsets_mapping=any(prompts),  # most of the time and memory, and of no use to plain text
+        return_attention_mask=False,
+        verbose=False,
+    )
+    for number, (row, prompt) in enumerate(zip(encoded["input_ids"], prompts, strict=True)):
+        ends = [end for _, end in encoded["offset_mapping"][number]] if prompt else [1] * len(row)
+        row, ends = _closed(row, ends, tokenizer.eos_token_id)
+        yield np.asarray(row, np.int32), np.asarray(ends) > prompt
+
+
+def _blocks(documents: Sequence[Document], size: int, begin: int = 0) -> Iterator[Sequence[Document]]:
+    for start in range(begin, len(documents), size):
         yield documents[start : start + size]
 
 
@@ -150,17 +285,16 @@ def cut(tokens: Tokens, context: int, loss: Loss) -> Pieces:
     first is predicted once. Under "answers" it keeps its last `context` tokens: the answer and the nearest prompt.
     A document of one token has nothing to predict and is left out.
     """
-    start: list[int] = []
-    length: list[int] = []
-    truncated = 0
-    for first, end in zip(tokens.starts[:-1].tolist(), tokens.starts[1:].tolist(), strict=True):
-        if loss == "answers" and end - first > context:
-            truncated += 1
-            first = end - context
-        for at in range(first, end - 1, context - 1):
-            start.append(at)
-            length.append(min(context, end - at))
-    return Pieces(np.asarray(start, np.int64), np.asarray(length, np.int64), truncated)
+    first, end = tokens.starts[:-1], tokens.starts[1:]
+    long = end - first > context
+    truncated = int(long.sum()) if loss == "answers" else 0
+    if truncated:
+        first = np.where(long, end - context, first)
+    pieces = np.maximum(-(-(end - first - 1) // (context - 1)), 0)
+    # Of each piece, which one of its document's it is.
+    turn = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
+    start = np.repeat(first, pieces) + turn * (context - 1)
+    return Pieces(start, np.minimum(context, np.repeat(end, pieces) - start), truncated)
 
 
 def pack(length: Int[np.ndarray, " pieces"], context: int, rows: int, seed: int) -> list[list[int]]:
@@ -182,22 +316,21 @@ def pack_once(length: Int[np.ndarray, " pieces"], context: int) -> list[list[int
 
 def _best_fit(order: list[int], length: list[int], context: int) -> list[list[int]]:
     full: list[list[int]] = []
-    room: list[int] = []
-    rows: list[list[int]] = []
-    for piece in order:
-        fits = [i for i, left in enumerate(room) if left >= length[piece]]
-        if fits:
-            at = min(fits, key=room.__getitem__)
-            room[at] -= length[piece]
-            rows[at].append(piece)
-            continue
-        if len(rows) == OPEN_ROWS:
-            fullest = min(range(OPEN_ROWS), key=room.__getitem__)
-            room.pop(fullest)
-            full.append(rows.pop(fullest))
-        room.append(context - length[piece])
-        rows.append([piece])
-    return full + rows
+    rows: dict[int, list[int]] = {}
+    # Open rows as (room, number), which is sorted: the least room that takes a piece is found by bisection.
+    room: list[tuple[int, int]] = []
+    for opened, piece in enumerate(order):
+        at = bisect.bisect_left(room, (length[piece], -1))
+        if at < len(room):
+            left, number = room.pop(at)
+            rows[number].append(piece)
+        else:
+            if len(room) == OPEN_ROWS:
+                full.append(rows.pop(room.pop(0)[1]))
+            left, number = context, opened
+            rows[number] = [piece]
+        bisect.insort(room, (left - length[piece], number))
+    return full + list(rows.values())
 
 
 @dataclass(frozen=True)
@@ -260,5 +393,5 @@ def make_rows(
     pieces = cut(tokens, context, loss)
     if not len(pieces.start):
         raise TrainingError(f"empty corpus: {len(tokens)} documents, and no token in them to predict")
-    predicted = tokens.answer if loss == "answers" else np.ones(len(tokens.ids), bool)
+    predicted = tokens.answer if loss == "answers" else np.broadcast_to(np.True_, len(tokens.ids))
     return Rows(tokens, pieces, pack(pieces.length, context, rows, seed), predicted, context, pad, about)

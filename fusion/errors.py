@@ -5,7 +5,8 @@ FusionError
 ├── MismatchError     models whose tensors do not agree; names every one of them
 ├── LineageError      models that share no ancestor
 ├── RecipeError       unknown method or parameter, a value out of range, a base that a method needs
-└── TrainingError     an empty corpus, a loss that is not a number
+├── TrainingError     an empty corpus, a loss that is not a number
+└── RoundTripError    a text that a tokenizer does not give back byte by byte
 """
 
 
@@ -31,3 +32,7 @@ class RecipeError(FusionError):
 
 class TrainingError(FusionError):
     """Training that cannot start or must not go on."""
+
+
+class RoundTripError(FusionError):
+    """A text that a tokenizer does not give back byte by byte, with the bytes that differ."""

@@ -6,6 +6,8 @@
 
 A field named with a trailing underscore (`lambda_`) is written without it in YAML (`lambda`).
 
+What a library takes besides is a mapping: `trainer: Mapping[str, Any] = param({}, help=...)`.
+
 A number of a merge method may vary over the tensors of a model, as mergekit's recipes have it: a list of numbers is a
 gradient over the layers, a list of {filter, value} goes by the tensor's name (`Varied` below). One that is declared
 
@@ -17,6 +19,7 @@ may also differ by model; a method then gets a tuple in the models' order.
 import difflib
 import math
 import types
+from collections import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,7 +46,15 @@ def param(
     default: Any = MISSING, *, low: float | None = None, high: float | None = None, open_low: bool = False, help: str
 ) -> Any:
     """A parameter with its range (inclusive; `open_low` leaves `low` itself out) and its meaning in one line."""
-    return field(default=default, metadata={"low": low, "high": high, "open_low": open_low, "help": help})
+    metadata = {"low": low, "high": high, "open_low": open_low, "help": help}
+    if isinstance(default, Mapping):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def default_of(f: Field[Any]) -> Any:
+    """A parameter's default, or MISSING."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 @dataclass(frozen=True)
@@ -89,8 +100,8 @@ def fill(
                 problems.append(Problem((name,), f"'{name}' {problem}"))
         elif not defaults:
             continue
-        elif f.default is not MISSING:
-            values[name] = f.default
+        elif default_of(f) is not MISSING:
+            values[name] = default_of(f)
         else:
             problems.append(Problem((), f"parameter '{name}' is missing", f"{name}: {f.metadata.get('help', '')}"))
     return values, problems
@@ -112,7 +123,7 @@ def build_at(
     found = {}
     for f in fields(params):
         name = yaml_name(f)
-        shared = value_at(values[name], tensor, depth, f.default)
+        shared = value_at(values[name], tensor, depth, default_of(f))
         if hints[f.name] == PerModel:
             shared = tuple(value_at(mine[name], tensor, depth, shared) if name in mine else shared for mine in own)
         found[f.name] = shared
@@ -153,8 +164,8 @@ def describe(params: type) -> list[dict[str, Any]]:
             "name": yaml_name(f),
             "type": type_name(hints[f.name]),
             "per_model": hints[f.name] == PerModel,
-            "required": f.default is MISSING,
-            "default": None if f.default is MISSING else f.default,
+            "required": default_of(f) is MISSING,
+            "default": None if default_of(f) is MISSING else default_of(f),
             "low": f.metadata.get("low"),
             "high": f.metadata.get("high"),
             "choices": choices_of(hints[f.name]),
@@ -177,6 +188,8 @@ def type_name(hint: Any) -> str:
         return " | ".join(type_name(arm) for arm in get_args(hint))
     if hint == PerModel:
         return "number"
+    if get_origin(hint) is abc.Mapping:
+        return "mapping"
     plain = {float: "number", int: "integer", str: "text", bool: "true or false", type(None): "null"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -221,6 +234,9 @@ def _check(value: Any, hint: Any, f: Field[Any]) -> tuple[Any, str | None]:
     choices = choices_of(hint)
     if choices is not None:
         return (value, None) if value in choices else (value, f"is {value!r}; expected {type_name(hint)}")
+    if get_origin(hint) is abc.Mapping:
+        named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+        return (dict(value), None) if named else (value, f"is {value!r}; expected a mapping of names to values")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

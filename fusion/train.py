@@ -1,151 +1,68 @@
-"""Training causal language models: new ones from a config, or given ones further, on transformers' Trainer.
+"""Training causal language models, new ones or given ones further, on transformers' Trainer.
 
 How a step reads its rows (packed by `corpus.py`): positions restart at 0 in every document of a row, from which
-transformers builds block-diagonal causal attention, so no document sees another. The first token of a document is
-never predicted; under loss "answers" neither is any token of its prompt. The loss is the mean over the predicted
-tokens of the batch. AdamW (.9, .98), linear warm-up and cosine decay to 0, gradients clipped to norm 1.
+transformers builds block-diagonal causal attention, so no document sees another; a model that does not keep them apart
+so (`packing.py`) reads the same documents one a row. The first token of a document is never predicted; under loss
+"answers" neither is any token of its prompt. The loss is the mean over the predicted tokens of the step. Unless
+`Settings.trainer` says otherwise: AdamW (.9, .98), weight decay .01, linear warm-up and cosine decay to 0, gradients
+clipped to norm 1.
 """
 
+import contextlib
 import hashlib
-import inspect
 import json
+import logging
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from accelerate import DistributedType
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from fusion import corpus
+from fusion import corpus, packing
 from fusion.corpus import Document, Loss, Rows
 from fusion.distill import CausalLM, Objective
 from fusion.errors import TrainingError
+from fusion.trainer_arguments import check_trainer
+from fusion.watch import Progress as Progress
+from fusion.watch import Watch, check_weights, matrix_peak, over_processes
 
-Progress = Callable[[int, int], None]  # (done, total)
+LOG = logging.getLogger(__name__)
 
-END = "<|endoftext|>"
-PAD = "<|pad|>"
+SMALLER = (
+    "weights, gradients and optimizer must fit beside one row: try trainer: {gradient_checkpointing: true}, a shorter "
+    "context, precision: bfloat16, or several GPUs with trainer: {fsdp: true}"
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `steps` of `batch_size` rows of `context` tokens; `warmup` is a share of the steps."""
+    """How to train: `steps` of `batch_size` rows of `context` tokens, or `epochs`; `warmup` is a share of the steps.
 
-    steps: int
+    `batch_size` counts the rows of a whole step, whoever computes them: processes share them and
+    `gradient_accumulation_steps` cut them, and neither changes what is learnt. `trainer`: further arguments of
+    transformers' TrainingArguments by their names (weight_decay, gradient_checkpointing, fsdp, deepspeed, ...).
+    """
+
+    steps: int | None = None
+    epochs: float | None = None  # rounded up to a whole step
     batch_size: int = 16
     learning_rate: float = 1e-3
     context: int = 128
     seed: int = 0
     loss: Loss = "all"
     warmup: float = 0.05
-    weight_decay: float = 0.01
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; weights stay float32
+    trainer: Mapping[str, Any] = field(default_factory=dict)
     log_every: int = 10
     save_every: int = 100  # checkpoints; rounded up to a multiple of log_every
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# New models and tokenizers
-
-
-def _llama(sizes: Mapping[str, int], common: dict[str, Any]) -> Any:
-    return transformers.LlamaConfig(
-        intermediate_size=sizes.get("mlp", sizes["width"] * 8 // 3 // 16 * 16), **_shape(sizes), **common
-    )
-
-
-def _gpt_neox(sizes: Mapping[str, int], common: dict[str, Any]) -> Any:
-    return transformers.GPTNeoXConfig(intermediate_size=sizes.get("mlp", 4 * sizes["width"]), **_shape(sizes), **common)
-
-
-def _gpt2(sizes: Mapping[str, int], common: dict[str, Any]) -> Any:
-    return transformers.GPT2Config(
-        n_embd=sizes["width"],
-        n_layer=sizes["layers"],
-        n_head=sizes["heads"],
-        n_positions=sizes["context"],
-        n_inner=sizes.get("mlp", 4 * sizes["width"]),
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        **common,
-    )
-
-
-def _shape(sizes: Mapping[str, int]) -> dict[str, int]:
-    return {
-        "hidden_size": sizes["width"],
-        "num_hidden_layers": sizes["layers"],
-        "num_attention_heads": sizes["heads"],
-        "max_position_embeddings": sizes["context"],
-    }
-
-
-ARCHITECTURES: dict[str, Callable[[Mapping[str, int], dict[str, Any]], Any]] = {
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "llama": _llama,
-}
-
-
-def new_model(architecture: str, sizes: Mapping[str, int], tokenizer: Any, seed: int) -> Any:
-    """A causal language model with random float32 weights, tied embeddings and no dropout.
-
-    `sizes`: width, layers, heads, context, and optionally mlp (default 8/3 width for llama, 4 width for the others).
-    Raises TrainingError for an architecture that ARCHITECTURES does not hold or a size that is missing.
-    """
-    if architecture not in ARCHITECTURES:
-        raise TrainingError(f"architecture {architecture!r}: unknown; known: {', '.join(sorted(ARCHITECTURES))}")
-    missing = [name for name in ("width", "layers", "heads", "context") if name not in sizes]
-    if missing:
-        raise TrainingError(f"architecture {architecture}: sizes lack {', '.join(missing)}")
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    common = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **special}
-    config = ARCHITECTURES[architecture](sizes, common)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config = transformers.GenerationConfig(**special)
-    return model
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: every digit a token of its own, an EOS, a padding token, nothing added to a text.
-
-    `vocab_size` counts all tokens; the 256 bytes and the two special ones are always among them.
-    """
-    if vocab_size < 258:
-        raise TrainingError(f"vocab_size {vocab_size}: at least 258 are needed, for 256 bytes and two special tokens")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
 
 
 def train(
@@ -160,231 +77,296 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` in place and write it to `out`: weights, config, tokenizer, generation config, curves.jsonl.
 
-    `scratch` is this training's own folder for checkpoints: a training that was killed and is called again with the
-    same arguments goes on from the last one and ends in the same bytes (on the CPU, at the same number of threads).
-    `compute_loss` replaces the next-token loss. The report holds steps, tokens, documents, truncated (documents that
-    lost the beginning of their prompt), padding (share of the tokens of a row), loss (mean of the last
-    `log_every` steps, nats), and apart under "wall" what depends on the machine.
+    `scratch` is this training's own folder for tokens and checkpoints: a training that was killed and is called again
+    with the same arguments goes on from the last one and ends in the same bytes (on the CPU, at the same number of
+    threads and processes). Called by all processes of torchrun or accelerate launch, it is one training, which the
+    first one writes. `compute_loss` replaces the next-token loss. The report holds steps, tokens, documents, truncated
+    (documents that lost the beginning of their prompt), padding (share of the tokens of a row), packed (whether rows
+    were read as they are), loss (mean of the last `log_every` steps, nats), and apart under "wall" what depends on the
+    machine: seconds, tokens_per_second, forward_rows (rows of a forward pass, fewer where the memory asked for it) and
+    on a known card matrix_peak_share (6 operations a parameter and token, of the bfloat16 peak).
 
-    Raises TrainingError for a corpus with nothing to predict, a loss or weights that are not finite (with the step;
-    the last good checkpoint stays in `scratch`), and a scratch folder that another training has used.
+    Raises TrainingError for a corpus with nothing to predict, settings that do not fit the model or each other, a loss
+    or weights that are not finite (with the step; the last good checkpoint stays in `scratch`), a row that does not
+    fit the memory, and a scratch folder that another training has used.
     """
     objective = compute_loss or CausalLM()
     _check(model, settings)
-    tokens = corpus.encode(tokenizer, documents)
-    rows = corpus.make_rows(
-        tokens,
-        settings.context,
-        settings.loss,
-        settings.steps * settings.batch_size,
-        settings.seed,
-        pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        about=objective.about,
-    )
-    watch = _Watch(settings, _fingerprint(model, documents, settings, objective), progress)
-    checkpoint = watch.restore(scratch)
-    trainer = _Trainer(objective, watch, model=model, args=_arguments(settings, scratch), rows=rows)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.eval()
-    _check_weights(model, settings.steps, scratch)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    lines = [json.dumps(line) + "\n" for line in watch.curve]
-    (out / "curves.jsonl").write_text("".join(lines), encoding="utf-8")
-    return _report(watch, rows, settings, len(documents))
+    forward_rows = _forward_rows(settings)
+    tokens = corpus.encode(tokenizer, documents, scratch / f"tokens-{os.environ.get('RANK', 0)}")
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    rows, steps = _rows(tokens, settings, pad, objective)
+    packed = packing.packs(model)
+    fingerprint = _fingerprint(model, documents, settings, objective)
+    args = _arguments(settings, steps, getattr(model.config, "use_cache", False), scratch)
+    peak = matrix_peak(args.device)
+    operations = None if peak is None else 6 * sum(p.numel() for p in model.parameters()) / (peak * args.world_size)
+    watch = Watch(steps, settings.log_every, fingerprint, progress, forward_rows, operations)
+    checkpoint = watch.restore(scratch, args.process_index == 0)
+    with _said_plainly(settings.trainer):
+        trainer = _Trainer(objective, rows, packed, watch, model, args, settings.trainer)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory outside the forward and backward passes ({error}); {SMALLER}") from error
+    check_weights(trainer.model_wrapped, steps, scratch)
+    trainer.write(out, tokenizer)
+    return _report(watch, rows, settings, len(documents), packed)
 
 
 def _check(model: Any, settings: Settings) -> None:
-    if settings.context < 2 or settings.steps < 1 or settings.batch_size < 1:
-        raise TrainingError(f"steps and batch_size must be at least 1 and context at least 2; found {settings}")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    if settings.context < 2 or settings.batch_size < 1:
+        raise TrainingError(f"batch_size must be at least 1 and context at least 2; found {settings}")
+    length = settings.steps if settings.epochs is None else settings.epochs
+    if (settings.steps is None) == (settings.epochs is None) or not length or length <= 0:
+        raise TrainingError(f"steps {settings.steps}, epochs {settings.epochs}: give one of them, above 0")
+    longest = packing.positions(model)
     if longest is not None and settings.context > longest:
         raise TrainingError(f"context {settings.context}: the model has {longest} positions; use that or fewer")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise TrainingError(f"{type(model).__name__}: takes no position_ids, by which packed documents are kept apart")
+
+
+def _processes() -> int:
+    """How many processes train together, as torchrun, accelerate launch and deepspeed tell each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _forward_rows(settings: Settings) -> int:
+    """Rows of one forward pass: a process's share of a step, cut into `gradient_accumulation_steps`."""
+    check_trainer(settings.trainer)
+    share, left = divmod(settings.batch_size, _processes())
+    if left:
+        raise TrainingError(f"batch_size {settings.batch_size}: give a multiple of the {_processes()} processes")
+    pieces = settings.trainer.get("gradient_accumulation_steps", 1)
+    if not 1 <= pieces <= share:
+        raise TrainingError(f"trainer: gradient_accumulation_steps {pieces}: a process has {share} rows of a step")
+    return math.ceil(share / pieces)
+
+
+def _rows(tokens: corpus.Tokens, settings: Settings, pad: int, objective: Objective) -> tuple[Rows, int]:
+    """The rows of the whole training, and its steps."""
+
+    def made(count: int) -> Rows:
+        context, loss, seed = settings.context, settings.loss, settings.seed
+        return corpus.make_rows(tokens, context, loss, count, seed, pad=pad, about=objective.about)
+
+    if settings.steps is not None:
+        return made(settings.steps * settings.batch_size), settings.steps
+    assert settings.epochs is not None
+    pieces = corpus.cut(tokens, settings.context, settings.loss)
+    wanted = math.ceil(settings.epochs * len(pieces.start))
+    # Rows are nearly full; where they are not, ask for more.
+    count = math.ceil(1.05 * settings.epochs * int(pieces.length.sum()) / settings.context) + corpus.OPEN_ROWS
+    while True:
+        rows = made(count + settings.batch_size)
+        read = np.cumsum([len(row) for row in rows.packed])
+        steps = math.ceil((int(np.searchsorted(read, wanted)) + 1) / settings.batch_size)
+        if steps * settings.batch_size <= len(rows.packed):
+            return replace(rows, packed=rows.packed[: steps * settings.batch_size]), steps
+        count *= 2
 
 
 def _fingerprint(model: Any, documents: Sequence[Document], settings: Settings, objective: Objective) -> str:
     """What two trainings must share for one to resume the other's checkpoint; weights come from the checkpoint."""
     parts = [corpus.digest(documents), asdict(settings), objective.identity, model.config.to_json_string()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _arguments(settings: Settings, scratch: Path) -> TrainingArguments:
+def _arguments(settings: Settings, steps: int, use_cache: bool, scratch: Path) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(scratch),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        optim="adamw_torch_fused",
-        adam_beta1=0.9,
-        adam_beta2=0.98,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(settings.warmup * settings.steps),
-        train_sampling_strategy="sequential",
-        seed=settings.seed,
-        bf16=settings.precision == "bfloat16",
-        use_cpu=not on_gpu,
-        save_strategy="steps",
-        save_steps=math.ceil(settings.save_every / settings.log_every) * settings.log_every,
+    usual = {
+        "optim": "adamw_torch_fused",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "cosine",
+    }
+    ours = {
+        "output_dir": str(scratch),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.batch_size // _processes(),
+        # A step's rows are cut by _Trainer, which knows the whole step's tokens.
+        "gradient_accumulation_steps": 1,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": math.ceil(settings.warmup * steps),
+        "train_sampling_strategy": "sequential",
+        "seed": settings.seed,
+        "bf16": settings.precision == "bfloat16",
+        # What the config says anyway: Trainer writes it there, and it stays in the trained model's config.
+        "use_cache": use_cache,
+        "use_cpu": not on_gpu,
+        "save_strategy": "steps",
+        "save_steps": math.ceil(settings.save_every / settings.log_every) * settings.log_every,
         # Two, so that one is whole whenever the other is being written.
-        save_total_limit=2,
-        # Everything that costs time at a small model's step: logs and non-finite losses are _Watch's.
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=on_gpu,
-    )
+        "save_total_limit": 2,
+        # Everything that costs time at a small model's step: logs and non-finite losses are Watch's.
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+    }
+    with _said_plainly(settings.trainer):
+        args = TrainingArguments(**{**usual, **settings.trainer, **ours})
+    # One process, one GPU: DataParallel, which would take them all, cannot share our rows. torchrun uses them all.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+@contextlib.contextmanager
+def _said_plainly(trainer: Mapping[str, Any]) -> Iterator[None]:
+    """What Trainer has against the user's arguments, as an error without a traceback."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if not trainer:
+            raise
+        raise TrainingError(f"trainer {dict(trainer)}: {error}") from error
 
 
 class _Trainer(Trainer):
-    """transformers' Trainer with an Objective for its loss, watched by _Watch."""
+    """transformers' Trainer with an Objective for its loss, watched by Watch."""
 
-    def __init__(self, objective: Objective, watch: "_Watch", model: Any, args: TrainingArguments, rows: Rows) -> None:
-        # The data set is the rows' numbers: `rows` collates them, and skipping on resume loads nothing.
+    def __init__(
+        self,
+        objective: Objective,
+        rows: Rows,
+        packed: bool,
+        watch: Watch,
+        model: Any,
+        args: TrainingArguments,
+        given: Mapping[str, Any],
+    ) -> None:
+        # The data set is the rows' numbers: a step collates them itself, and skipping on resume loads nothing.
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=rows,
-            train_dataset=range(len(rows.packed)),
-            callbacks=[watch],
+            model=model, args=args, data_collator=list, train_dataset=range(len(rows.packed)), callbacks=[watch]
         )
         self.remove_callback(transformers.PrinterCallback)
-        self.objective = objective
-        self.watch = watch
+        self.objective, self.rows, self.packed, self.watch, self.given = objective, rows, packed, watch, given
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
-        logits = outputs.logits.flatten(0, 1).index_select(0, inputs["at"]).float()
-        loss, parts = self.objective.loss(logits, inputs["target"], inputs)
-        self.watch.see(loss, parts, inputs["tokens"], self.optimizer.param_groups[0]["lr"])
-        return (loss, outputs) if return_outputs else loss
+    def create_optimizer(self, model: Any = None) -> Any:
+        with _said_plainly(self.given):
+            return super().create_optimizer(model)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        with _said_plainly(self.given):
+            return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, model: Any, inputs: list[int], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward passes over a process's rows of a step; in smaller pieces where memory runs out."""
+        model.train()
+        while True:
+            try:
+                return self._step(model, inputs)
+            except torch.OutOfMemoryError as error:
+                self._halve(len(inputs), error)
+            # Out of the except clause, for the error holds the pass's tensors.
+            model.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self, share: int, error: torch.OutOfMemoryError) -> None:
+        tried = min(self.watch.forward_rows, share)
+        what = f"out of memory at {tried} rows of {self.rows.context} tokens a forward pass ({error})"
+        if tried == 1:
+            raise TrainingError(f"{what}; {SMALLER}") from error
+        if self.accelerator.distributed_type != DistributedType.NO:
+            # The other processes wait in the middle of this pass.
+            raise TrainingError(
+                f"{what}; set trainer: {{gradient_accumulation_steps: {math.ceil(share / (tried // 2))}}}, "
+                "which changes no result"
+            ) from error
+        self.watch.forward_rows = tried // 2
+        LOG.warning("%s; going on with %d rows, which changes no result", what, tried // 2)
+
+    def _step(self, model: Any, numbers: list[int]) -> Tensor:
+        size = self.watch.forward_rows
+        batches = [self._batch(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+        totals = self._totals(batches)
+        values: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            with self._gradients(model, last=i == len(batches) - 1):
+                parts = self._pass(model, {**batch, **totals})
+            values = {name: values[name] + part if values else part for name, part in parts.items()}
+        tokens = sum(batch["tokens"] for batch in batches)
+        self.watch.see(values, tokens, self.optimizer.param_groups[0]["lr"])
+        return values["loss"]
+
+    def _batch(self, numbers: list[int]) -> dict[str, Any]:
+        batch = self.rows(numbers)
+        return batch if self.packed else packing.unpack(batch)
+
+    def _totals(self, batches: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the means of the whole step divide by, over its pieces and processes; nothing where it is one batch."""
+        if len(batches) == 1 and self.args.world_size == 1:
+            return {}
+        counted = [self.objective.totals(batch) for batch in batches]
+        names = list(counted[0])
+        sums = torch.stack([torch.stack([of[name].float() for of in counted]).sum() for name in names])
+        return {"totals": dict(zip(names, over_processes(sums.to(self.args.device)), strict=True))}
+
+    def _gradients(self, model: Any, last: bool) -> Any:
+        """Gradients are exchanged between processes in the last backward pass of a step only."""
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        whole = last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return contextlib.nullcontext() if whole else self.accelerator.no_sync(model)
+
+    def _pass(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss of a batch and its parts, once their gradient is added."""
+        batch = {name: self._moved(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        apart = "position_ids" if self.packed else "attention_mask"
+        logits = packing.forward(model, batch["input_ids"], **{apart: batch[apart]})
+        logits = logits.flatten(0, 1).index_select(0, batch["at"]).float()
+        loss, parts = self.objective.loss(logits, batch["target"], batch)
+        # Processes average their gradients, and the losses of ours add up.
+        scaled = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+        self.accelerator.backward(loss * self.args.world_size if self.args.world_size > 1 else loss, **scaled)
+        return {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
+
+    def _moved(self, value: Tensor) -> Tensor:
+        """On the training's device; from pinned memory, so that no step waits for the GPU."""
+        on_gpu = self.args.device.type == "cuda" and value.device.type == "cpu"
+        return (value.pin_memory() if on_gpu else value).to(self.args.device, non_blocking=on_gpu)
+
+    def floating_point_ops(self, inputs: Any) -> int:
         """None counted: Trainer's estimate walks all modules at every step, and nothing reads it."""
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        _check_weights(model, self.state.global_step, Path(self.args.output_dir))
+        check_weights(model, self.state.global_step, Path(self.args.output_dir))
         super()._save_checkpoint(model, trial)
 
-
-def _check_weights(model: Any, step: int, scratch: Path) -> None:
-    """A gradient can spoil the weights although the step's loss was finite."""
-    for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise TrainingError(f"{name} is not finite after step {step}; {_kept(scratch)}")
-
-
-def _kept(scratch: Path) -> str:
-    last = _checkpoints(scratch)
-    return f"the last good checkpoint is {last[-1]}" if last else "no checkpoint had been written yet"
-
-
-MARK = "fuse_bench.json"
-
-
-def _checkpoints(scratch: Path) -> list[Path]:
-    """Whole checkpoints, oldest first: the mark is written last."""
-    folders = [mark.parent for mark in scratch.glob(f"checkpoint-*/{MARK}")]
-    return sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    def write(self, out: Path, tokenizer: Any) -> None:
+        """The model, its weights gathered from all processes, with its tokenizer and the curve."""
+        whole = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        weights = None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
+            # Gathered weights no longer show which of them are one.
+            once = {name for name, _ in whole.named_parameters()}
+            again = {name for name, _ in whole.named_parameters(remove_duplicate=False)} - once
+            weights = {name: weight for name, weight in weights.items() if name not in again}
+        if self.args.process_index == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            whole.eval().save_pretrained(out, state_dict=weights)
+            tokenizer.save_pretrained(out)
+            lines = [json.dumps(line) + "\n" for line in self.watch.curve]
+            (out / "curves.jsonl").write_text("".join(lines), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
 
 
-@dataclass
-class _Watch(TrainerCallback):
-    """Collects the curve, stops at a loss that is not finite, marks checkpoints as whole, reports progress.
-
-    Losses stay on the device until a line of the curve is due, so that no step waits for the GPU.
-    """
-
-    settings: Settings
-    fingerprint: str
-    progress: Progress
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-    _seen: list[dict[str, Any]] = field(default_factory=list)
-    _since: float = field(default_factory=time.perf_counter)
-
-    def restore(self, scratch: Path) -> Path | None:
-        """The checkpoint to go on from, with the curve up to it."""
-        whole = _checkpoints(scratch)
-        if not whole:
-            return None
-        mark = json.loads((whole[-1] / MARK).read_text(encoding="utf-8"))
-        if mark["fingerprint"] != self.fingerprint:
-            raise TrainingError(f"{scratch}: holds checkpoints of another training; give an empty folder")
-        self.curve, self.tokens, self.seconds = mark["curve"], mark["tokens"], mark["seconds"]
-        return whole[-1]
-
-    def see(self, loss: Tensor, parts: Mapping[str, Tensor], tokens: int, learning_rate: float) -> None:
-        """One step's loss, before its update."""
-        values = {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
-        self._seen.append({"values": values, "tokens": tokens, "learning_rate": learning_rate})
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.settings.log_every == 0 or state.global_step == self.settings.steps:
-            self._flush(state.global_step, Path(args.output_dir))
-        self.progress(state.global_step, self.settings.steps)
-
-    def _flush(self, step: int, scratch: Path) -> None:
-        names = list(self._seen[0]["values"])
-        values = torch.stack([torch.stack([seen["values"][name] for name in names]) for seen in self._seen]).double()
-        values = values.cpu()
-        bad = torch.nonzero(~torch.isfinite(values[:, 0])).flatten().tolist()
-        if bad:
-            at = step - len(self._seen) + 1 + bad[0]
-            rate = self._seen[bad[0]]["learning_rate"]
-            raise TrainingError(
-                f"the loss is {values[bad[0], 0].item()} at step {at} of {self.settings.steps} "
-                f"(learning rate {rate:.3g}); {_kept(scratch)}. Try a lower learning rate"
-            )
-        tokens = sum(seen["tokens"] for seen in self._seen)
-        now = time.perf_counter()
-        means = dict(zip(names, values.mean(0).tolist(), strict=True))
-        wall = {"tokens_per_second": tokens / (now - self._since)}
-        self.curve.append(
-            {"step": step, **means, "learning_rate": self._seen[-1]["learning_rate"], "tokens": tokens, "wall": wall}
-        )
-        self.tokens += tokens
-        self.seconds += now - self._since
-        self._since = now
-        self._seen = []
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        mark = {
-            "fingerprint": self.fingerprint,
-            "curve": self.curve,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-        }
-        partial = folder / f"{MARK}.partial"
-        partial.write_text(json.dumps(mark), encoding="utf-8")
-        os.replace(partial, folder / MARK)
-
-
-def _report(watch: _Watch, rows: Rows, settings: Settings, documents: int) -> dict[str, Any]:
-    slots = settings.steps * settings.batch_size * settings.context
+def _report(watch: Watch, rows: Rows, settings: Settings, documents: int, packed: bool) -> dict[str, Any]:
+    slots = watch.steps * settings.batch_size * settings.context
     last = watch.curve[-1]
     return {
-        "steps": settings.steps,
+        "steps": watch.steps,
         "documents": documents,
         "tokens": watch.tokens,
         "truncated": rows.pieces.truncated,
         "padding": 1 - watch.tokens / slots,
+        "packed": packed,
         **{name: value for name, value in last.items() if name not in ("step", "learning_rate", "tokens", "wall")},
-        "wall": {"seconds": watch.seconds, "tokens_per_second": watch.tokens / max(watch.seconds, 1e-9)},
+        "wall": watch.wall(),
     }

@@ -24,16 +24,25 @@ LEGEND = {
     "overall": "mean over groups of the mean over tasks, in percent, with its 95 % interval "
     "(for reading: ranks and gains are decided by paired differences)",
     "gain": "score minus that of the parent that is best on dev items (without a dev split: of every parent), in "
-    "points, paired on test items; of a fusion, over its control, and of a control, over the model it continues; "
+    "points, paired on test items; where there is a control, over that, and of a control, over the model it continues; "
     "* : p < .05 after Holm over all candidates",
     "mean, base, control, target": "gains over the parents' mean, the base, the control trained alike, and the model "
     "that was fused into",
+    "bits/byte": "bits that a byte of held-out text takes: total bits over total bytes, fewer are better; no part of "
+    "the overall score, the ranks or the gains. saved: how many fewer than its control or target a model takes, "
+    "paired on documents, which the intervals resample",
+    "taught": "of a fusion: the share of the text's tokens that a source taught, and how much of them each did",
     "kinship": "how related a candidate's parents are, mean over pairs, by each measure",
     "time, memory": "to build and to evaluate; the peak, of the accelerator where one was used",
     "chance": "what guessing scores; n: how many items",
 }
 CHOSEN = "†"
 TASK_IDENTITY = "uses task identity"
+ELSEWHERE = "Published elsewhere, not measured here"
+ELSEWHERE_ABOUT = (
+    "What papers report, in percent, with their models, settings and items: for orientation only. It is not ranked and "
+    "no difference from it is tested."
+)
 CAUTION = "The best of many candidates looks better than it is: its score was picked for being high."
 
 
@@ -71,14 +80,47 @@ class Row:
         return ("control" if self.control else self.kind) + (CHOSEN if chosen else "")
 
     @property
+    def taught(self) -> str:
+        """Of a fusion, how much of its text a source taught, and which one how much."""
+        aligned = self.number("fusion", "aligned")
+        if aligned is None:
+            return ""
+        sources = (self.entry["fusion"].get("sources") or {}).items()
+        shares = [(plain(name), number(source, "weight_of_positions")) for name, source in sources]
+        by = ", ".join(f"{name} {percent(share, 0)} %" for name, share in shares if share is not None)
+        return f"{percent(aligned, 0)} % taught" + (f" by {by}" if by else "")
+
+    @property
     def stamped(self) -> str:
         """The label, with what sets a model apart from those it stands beside."""
         return f"{self.label} ({TASK_IDENTITY})" if self.kind == "routed" else self.label
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a paper reports of a model; `here` is the row of ours that it stands beside, where that has a score."""
+
+    name: str
+    source: str
+    note: str | None
+    entry: Mapping[str, Any]
+    here: Row | None
+
+    def score(self, group: str) -> float | None:
+        """A group's value as it is published."""
+        return number(self.entry, "scores", group, "value")
+
+    def ours(self, group: str) -> float | None:
+        """The same group's value of the model that it stands beside."""
+        return None if self.here is None else self.here.number("scores", group, "value")
+
+
+@dataclass(frozen=True)
 class Board:
-    """Scored rows best first, the others with their reasons, and the columns that some row has."""
+    """Scored rows best first, the others with their reasons, and the columns that some row has.
+
+    `texts` are the groups measured in bits per byte, `savings` the models ("control", "target") they are compared with.
+    """
 
     suite: str
     rows: tuple[Row, ...]
@@ -86,10 +128,31 @@ class Board:
     groups: tuple[str, ...]
     tasks: tuple[tuple[str, str], ...]
     gains: tuple[str, ...]
+    texts: tuple[str, ...]
+    savings: tuple[str, ...]
     measures: tuple[str, ...]
     says: str | None
     damaged: tuple[str, ...]
+    published: tuple[Published, ...]
     results: Mapping[str, Any]
+
+    @property
+    def text_titles(self) -> dict[str, str]:
+        """What the column of each text is called: by its group only where there are several."""
+        return {group: "bits/byte" if len(self.texts) == 1 else f"{group} bits/byte" for group in self.texts}
+
+    @property
+    def published_groups(self) -> tuple[str, ...]:
+        """The groups of which a value is published, ours first."""
+        named = _seen(list(one.entry.get("scores") or {}) for one in self.published)
+        mine = [group for group in self.groups if group in named]
+        return tuple(g for g in _seen([mine, named]) if any(one.score(g) is not None for one in self.published))
+
+    @property
+    def published_tasks(self) -> tuple[tuple[str, str], ...]:
+        """(group, task) of which a value is published."""
+        scores = [(group, s) for one in self.published for group, s in (one.entry.get("scores") or {}).items()]
+        return tuple(dict.fromkeys((group, task) for group, score in scores for task in score.get("tasks") or {}))
 
 
 def board(results: Mapping[str, Any]) -> Board:
@@ -120,11 +183,27 @@ def board(results: Mapping[str, Any]) -> Board:
         groups=_seen(list(row.entry.get("scores") or {}) for row in scored),
         tasks=_tasks(scored),
         gains=tuple(gain for gain in GAINS if any(row.number("gain", gain, "value") is not None for row in scored)),
+        texts=_seen(list(row.entry.get("text") or {}) for row in scored),
+        savings=_seen(
+            [key for saved in (row.entry.get("text_gain") or {}).values() for key in saved] for row in scored
+        ),
         measures=_seen(list(row.entry.get("kinship") or {}) for row in scored),
         says=(results.get("kinship_vs_gain") or {}).get("says"),
         damaged=tuple(found for name, entry in models.items() for found in _not_finite(entry, name)),
+        published=tuple(_published(name, entry, scored) for name, entry in (results.get("published") or {}).items()),
         results=results,
     )
+
+
+def _published(name: str, entry: Mapping[str, Any], rows: Sequence[Row]) -> Published:
+    """What is published, beside the model of that name, or the point of the swept row that dev items chose."""
+    beside = entry.get("beside")
+    here = next((row for row in rows if row.name == beside), None)
+    for row in rows:
+        sweep = row.entry.get("sweep") or {}
+        if here is None and sweep.get("chosen") is True and sweep.get("row") == beside:
+            here = row
+    return Published(name, str(entry.get("source") or ""), entry.get("note"), entry, here)
 
 
 def headline(entry: Mapping[str, Any]) -> str:
@@ -200,6 +279,11 @@ def percent(value: float | None, digits: int = 1) -> str:
 def points(value: float | None) -> str:
     """A signed difference of shares in points, such as +2.1."""
     return "" if value is None else f"{100 * value + 0.0:+.1f}"
+
+
+def bits(value: float | None, sign: bool = False) -> str:
+    """Bits per byte, or with `sign` a difference of them; empty when absent."""
+    return "" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
 
 
 def half_width(entry: Any, *path: str) -> str:

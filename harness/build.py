@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from fusion import statistics
+from fusion import statistics, teachers
 from fusion.builders import BUILDERS
+from fusion.builders.builder import Work
 from fusion.calibration import Collect
-from fusion.corpus import Document, read_jsonl
+from fusion.corpus import Document, Joined, read_jsonl
 from fusion.digests import folder_digests
 from fusion.merge import write
 from fusion.methods import METHODS
@@ -32,24 +33,46 @@ def train(
     return _identified(report, out)
 
 
+def read_text(
+    spec: Mapping[str, Any],
+    models: Sequence[ModelRef],
+    text: tuple[Sequence[str], int],
+    out: Path,
+    scratch: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What models, together where they are several, say of corpora: a store. Returns what it is known by."""
+    folders = [folder_of(ref, scratch / f"model-{i}") for i, ref in enumerate(models)]
+    # `out` is another one at each try, `scratch` is not.
+    store = teachers.write_store(folders, joined(*text), spec["top_k"], scratch / "store", progress)
+    shutil.move(store.folder, out)
+    return dict(store.meta)
+
+
 def fuse(
     spec: Mapping[str, Any],
     target: ModelRef,
     teachers: Sequence[ModelRef],
-    corpus: tuple[str, int],
+    stores: Sequence[Path],
+    text: tuple[Sequence[str], int],
     out: Path,
     scratch: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], str]:
-    """Train a target on a corpus, by its teachers' distributions or by itself. Returns as `train` does."""
+    """Train a target on corpora, by its teachers' distributions or by itself. Returns as `train` does."""
     builder = BUILDERS[spec["method"]]
-    params = make_params(builder.Params, spec["params"])
-    roles = {
-        "target": folder_of(target, scratch / "target"),
-        "teachers": [folder_of(ref, scratch / f"teacher-{i}") for i, ref in enumerate(teachers)],
-    }
-    report = builder.run(params, roles, documents(*corpus), spec["seed"], out, scratch, progress)
-    return _identified(report, out)
+    work = Work(
+        params=make_params(builder.Params, spec["params"]),
+        target=folder_of(target, scratch / "target"),
+        teachers=tuple(folder_of(ref, scratch / f"teacher-{i}") for i, ref in enumerate(teachers)),
+        documents=joined(*text),
+        stores=tuple(stores),
+        seed=spec["seed"],
+        out=out,
+        scratch=scratch,
+        progress=progress,
+    )
+    return _identified(builder.run(work), out)
 
 
 def read_data(
@@ -72,6 +95,12 @@ def read_data(
         else (None, None)
     )
     return dict(statistics.collect_all(spec["kind"], folders, texts, out, how, settings, progress))
+
+
+def joined(corpora: Sequence[str], seed: int) -> Sequence[Document]:
+    """The documents of one corpus, or of several after each other."""
+    texts = [documents(corpus, seed) for corpus in corpora]
+    return texts[0] if len(texts) == 1 else Joined(texts)
 
 
 def documents(corpus: str, seed: int) -> Sequence[Document]:

@@ -4,19 +4,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion.builders import BUILDERS, Role
+from fusion.builders import BUILDERS
+from fusion.builders.builder import Role
 from fusion.calibration import Collect
 from fusion.methods import METHODS
 from fusion.methods.method import Method
 from fusion.params import did_you_mean
 from fusion.recipe import check_recipe
-from harness.expand import expand, with_controls
+from harness.expand import expand, start_of, with_controls, with_starts
 from harness.pocket import CORPORA
 from harness.problems import Problems
 from harness.spec import Candidate, Model
 from harness.yamlfile import Key, under
 
-MERGE_KEYS = ("method", "models", "base", "seeds", "allow_unrelated", "corpora", "calibration", "route")
+MERGE_KEYS = ("method", "models", "base", "seeds", "control", "allow_unrelated", "corpora", "calibration", "route")
 CALIBRATION = ("sequences", "context")
 FUSION_KEYS = ("method", "seeds", "control")
 
@@ -48,25 +49,29 @@ class Candidates:
                 self.problems.add(at, str(error))
         known = [*models, *given, *(name for _, _, name, _, _ in expanded)]
         for row, at, name, plain, sweep in expanded:
-            candidate = self._candidate(at, plain, known)
+            candidate = self._candidate(at, plain, known, sweep)
             if candidate is not None:
                 models[name] = Candidate(name=name, row=row, sweep=sweep, **candidate)
         try:
+            models.update(with_starts(models))
             models.update(with_controls(models, given))
         except ValueError as error:
             self.problems.add(("candidates",), str(error))
 
-    def _candidate(self, at: Key, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any] | None:
+    def _candidate(
+        self, at: Key, value: dict[str, Any], known: Sequence[str], sweep: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
         method = value["method"]
         if method in METHODS:
             found = self._merge(at, METHODS[method], value, known)
         elif method in BUILDERS:
-            found = self._fusion(at, method, value, known)
+            found = self._fusion(at, method, value, known, sweep)
         else:
             hint = did_you_mean(method, [*METHODS, *BUILDERS])
             self.problems.add((*at, "method"), f"unknown method '{method}'", hint)
             return None
         found["seeds"] = self._seeds(at, value)
+        found["control"] = self._control(at, value, known)
         if method in METHODS and not METHODS[method].random and len(found["seeds"]) > 1:
             self.problems.add((*at, "seeds"), f"{method} draws nothing at random: every seed would give the same model")
         return found
@@ -153,31 +158,49 @@ class Candidates:
                 self.problems.add((*at, "route"), f"no model is named for group '{group}'")
         return {str(group): str(name) for group, name in route.items()}
 
-    def _fusion(self, at: Key, method: str, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    def _fusion(
+        self, at: Key, method: str, value: dict[str, Any], known: Sequence[str], sweep: Mapping[str, Any]
+    ) -> dict[str, Any]:
         builder = BUILDERS[method]
         roles = {role.name: self._role((*at, role.name), role, value, known) for role in builder.roles}
-        if value.get("control", "clm") not in ("none", "clm"):
-            self.problems.add((*at, "control"), f"control is {value['control']!r}; expected none or clm")
         own = {key: part for key, part in value.items() if key not in (*roles, *FUSION_KEYS)}
         params = self.problems.params(at, builder.Params, own)
-        found = {"method": method, "kind": builder.kind, "params": params, "models": roles.get("teachers") or ()}
-        return {**found, "target": roles.get("target"), "corpus": roles.get("corpus")}
+        if params.get("steps") is not None and params.get("epochs") is not None:
+            self.problems.add((*at, "epochs"), "steps and epochs both say how long to train: give one of them")
+        return {
+            "method": method,
+            "kind": builder.kind,
+            "params": params,
+            "models": roles.get("teachers") or (),
+            "target": roles.get("target") or start_of(str(at[1]), sweep),
+            "corpora": roles.get("corpora") or ((roles["corpus"],) if roles.get("corpus") else ()),
+        }
 
     def _role(self, at: Key, role: Role, value: dict[str, Any], known: Sequence[str]) -> Any:
-        """Who plays a part of a fusion: a model's name, several, or a corpus."""
+        """Who plays a part of a fusion: a model's name, several, a corpus, or several."""
         given = value.get(role.name)
         if given is None:
-            self.problems.add(at[:-1], f"{value['method']} needs `{role.name}:`")
-        elif role.kind == "corpus":
-            return self._corpus(at, given)
-        elif role.many:
-            if isinstance(given, dict):
-                self.problems.add(at, f"'{role.name}' is a list of models")
+            if role.default is None:
+                self.problems.add(at[:-1], f"{value['method']} needs `{role.name}:`")
+            return None
+        if role.many and not (isinstance(given, list) and given):
+            self.problems.add(at, f"'{role.name}' is a list of {'models' if role.kind == 'model' else 'corpora'}")
+            return None
+        if role.kind == "corpus":
+            texts = [self._corpus((*at, i), one) for i, one in enumerate(given)] if role.many else []
+            return tuple(texts) if role.many else self._corpus(at, given)
+        if role.many:
             return self._parents(at, given, known)[0]
-        else:
-            self.problems.reference(at, given, known)
-            return str(given)
-        return None
+        self.problems.reference(at, given, known)
+        return str(given)
+
+    def _control(self, at: Key, value: dict[str, Any], known: Sequence[str]) -> str | None:
+        """The model to be beaten that the suite names; a fusion's own control is made later (`with_controls`)."""
+        given = value.get("control")
+        if given is None or (value["method"] in BUILDERS and given in ("none", "clm")):
+            return None
+        self.problems.reference((*at, "control"), given, known)
+        return str(given)
 
     def _corpus(self, at: Key, corpus: Any) -> str:
         if isinstance(corpus, str) and corpus.startswith("pocket/"):

@@ -3,32 +3,22 @@
 Nothing heavy is imported at start-up: every verb imports what it needs.
 """
 
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from harness.cli_common import json_option, out_option, print_json, store_of, store_option
+from harness.cli_models import align, export, fuse, kinship, lineage, merge, overlap
 from harness.errors import FuseBenchError
 
 if TYPE_CHECKING:
     from harness.run import Options
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")
-out_option = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders lie."
-)
-store_option = click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="The store of everything computed.  [default: $FUSE_BENCH_STORE, or ~/.cache/fuse-bench]",
-)
 
 
 def main() -> None:
@@ -92,7 +82,7 @@ def run(
     again = shlex.join(["fuse-bench", *sys.argv[1:]])
     outcome = run_suite(find(suite), _options(out, store, slots, progress, again, seed))
     if as_json:
-        _json(
+        print_json(
             {
                 "run_dir": str(outcome.run_dir),
                 "results": str(outcome.run_dir / "results.json"),
@@ -122,91 +112,9 @@ def plan(suite: str, seed: int | None, out: Path, store: Path | None, as_json: b
 
     surveyed = survey(find(suite), _options(out, store, None, "none", seed=seed))
     if as_json:
-        _json(plan_json(surveyed))
+        print_json(plan_json(surveyed))
     else:
         print_plan(surveyed)
-
-
-@cli.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--seed", type=int, help="Seed of random methods, instead of the recipe's.")
-@click.option(
-    "--compat", type=click.Choice(["mergekit"]), help="That tool's numbers where they differ from the paper's."
-)
-@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda (all GPUs), cuda:1.")
-@click.option("--allow-unrelated", is_flag=True, help="Merge models that share no ancestor, too.")
-@click.option(
-    "--allow-pickle", is_flag=True, help="Read pickled weights, which could run code, where there are no others."
-)
-@store_option
-@json_option
-def merge(
-    recipe: Path,
-    out: Path,
-    seed: int | None,
-    compat: str | None,
-    device: str,
-    allow_unrelated: bool,
-    allow_pickle: bool,
-    store: Path | None,
-    as_json: bool,
-) -> None:
-    """Merge models as the file RECIPE says, into the new folder OUT, which transformers can load.
-
-    RECIPE is our own YAML or an unmodified recipe of mergekit. OUT gets a model card that says what was done.
-    """
-    from harness.merging import merge_recipe, merged_words
-
-    cache = _store(store) / "statistics"
-    report = merge_recipe(recipe, out, cache, seed, compat, device, allow_unrelated, allow_pickle)
-    _json(report) if as_json else click.echo(merged_words(report))
-
-
-@cli.command()
-@click.argument("run")
-@click.argument("model")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@out_option
-@json_option
-def export(run: str, model: str, target: Path, out: Path, as_json: bool) -> None:
-    """Write MODEL of RUN (a folder, a suite's name, or `latest`) into the new folder OUT.
-
-    A replicate is named with its seed: dare@1. A routed model, one mask a task, becomes one compact file.
-    """
-    from harness.merging import export as export_model
-
-    report = export_model(run, model, target, out)
-    _json(report) if as_json else click.echo(f"{target}: {report['digest']}")
-
-
-@cli.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="The model that the others may come from.")
-@json_option
-def lineage(models: tuple[Path, ...], base: Path | None, as_json: bool) -> None:
-    """Do MODELS come from BASE? Without --base: which of them could come from which other?"""
-    from harness.merging import kin, kin_table
-
-    found = kin(models, base)
-    _json(found) if as_json else click.echo(kin_table(found))
-
-
-@cli.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--base", required=True, type=click.Path(path_type=Path), help="The model that task vectors are taken from."
-)
-@json_option
-def kinship(models: tuple[Path, ...], base: Path, as_json: bool) -> None:
-    """How related the folders MODELS are: similarity of their task vectors, pair by pair."""
-    from harness.report import kinship_table, measure_kinship
-
-    found = measure_kinship(models, base)
-    if as_json:
-        _json(found)
-    else:
-        click.echo(kinship_table(found))
 
 
 @cli.command()
@@ -226,7 +134,7 @@ def compare(a: str, b: str, group: str | None, over: tuple[str, ...], out: Path,
 
     found = compare_models(a, b, group, out, over)
     if as_json:
-        _json(found)
+        print_json(found)
     else:
         click.echo(table(found))
 
@@ -270,7 +178,7 @@ def track(run: str, uri: str | None, out: Path, as_json: bool) -> None:
 
     tracked = send(run, uri, out)
     if as_json:
-        _json(tracked)
+        print_json(tracked)
     else:
         click.echo("\n".join(f"{key}: {value}" for key, value in tracked.items()))
 
@@ -284,12 +192,12 @@ def gc(dry_run: bool, store: Path | None, as_json: bool) -> None:
     from harness.runs import live_keys
     from harness.store import Store
 
-    opened = Store(_store(store))
+    opened = Store(store_of(store))
     with opened.in_use(alone=True):
         gone = opened.collect(live_keys(opened), dry_run=dry_run)
     size = sum(entry[1] for entry in gone)
     if as_json:
-        _json({"removed": [key for key, _ in gone], "bytes": size, "dry_run": dry_run})
+        print_json({"removed": [key for key, _ in gone], "bytes": size, "dry_run": dry_run})
     else:
         click.echo(f"{'would remove' if dry_run else 'removed'} {len(gone)} objects, {size / 2**20:.1f} MiB")
 
@@ -300,7 +208,7 @@ def methods(as_json: bool) -> None:
     """The ways to merge and fuse, with their formulas, parameters and papers."""
     from harness.report import method_rows, print_rows
 
-    _json(method_rows()) if as_json else print_rows(method_rows())
+    print_json(method_rows()) if as_json else print_rows(method_rows())
 
 
 @cli.command()
@@ -309,7 +217,7 @@ def measures(as_json: bool) -> None:
     """The measures of kinship, with their formulas and sources."""
     from harness.report import measure_rows, print_rows
 
-    _json(measure_rows()) if as_json else print_rows(measure_rows())
+    print_json(measure_rows()) if as_json else print_rows(measure_rows())
 
 
 @cli.command()
@@ -319,8 +227,8 @@ def tasks(store: Path | None, as_json: bool) -> None:
     """The tasks that are shipped. lm-eval's work by their names, and any task file by its path."""
     from harness.report import print_rows, task_rows
 
-    found = task_rows(_store(store))
-    _json(found) if as_json else print_rows(found)
+    found = task_rows(store_of(store))
+    print_json(found) if as_json else print_rows(found)
 
 
 @cli.command()
@@ -329,7 +237,7 @@ def suites(as_json: bool) -> None:
     """The suites that are shipped."""
     from harness.report import print_rows, suite_rows
 
-    _json(suite_rows()) if as_json else print_rows(suite_rows())
+    print_json(suite_rows()) if as_json else print_rows(suite_rows())
 
 
 @cli.command()
@@ -338,7 +246,7 @@ def schema(as_json: bool) -> None:
     """The JSON Schema of a suite file, for editors."""
     from harness.schema import schema as suite_schema
 
-    _json(suite_schema())
+    print_json(suite_schema())
 
 
 @cli.command()
@@ -349,7 +257,7 @@ def init(path: Path, as_json: bool) -> None:
     from harness.report import write_starter
 
     said = write_starter(path)
-    _json({"suite": str(path)}) if as_json else click.echo(said)
+    print_json({"suite": str(path)}) if as_json else click.echo(said)
 
 
 @cli.command()
@@ -359,8 +267,12 @@ def doctor(store: Path | None, as_json: bool) -> None:
     """What this machine has: cores, memory, GPUs, library versions, sandbox levels, the store."""
     from harness.report import diagnosis, print_rows
 
-    found = diagnosis(_store(store))
-    _json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
+    found = diagnosis(store_of(store))
+    print_json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
+
+
+for verb in (merge, fuse, align, overlap, export, lineage, kinship):
+    cli.add_command(verb)
 
 
 def _options(
@@ -368,17 +280,7 @@ def _options(
 ) -> "Options":
     from harness.run import Options
 
-    return Options(out=out, store=_store(store), slots=slots, progress=progress, again=again, seed=seed)
-
-
-def _store(given: Path | None) -> Path:
-    """The store: as given, else FUSE_BENCH_STORE, else in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return given or Path(os.environ.get("FUSE_BENCH_STORE") or cache / "fuse-bench")
-
-
-def _json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, allow_nan=False))
+    return Options(out=out, store=store_of(store), slots=slots, progress=progress, again=again, seed=seed)
 
 
 def _say(error: Exception) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from harness.drive import Progress
@@ -116,3 +116,30 @@ def _part(job: Job) -> tuple[str, str]:
     """(model, group) of a scoring job, as its id has them."""
     _, model, rest = job.id.split(" ", 2)
     return model, rest.partition("/")[0]
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of a verb that works in stages, on stderr: a bar for each on a terminal, elsewhere a line for each."""
+    if choose("auto") == "plain":
+        said: set[str] = set()
+
+        def line(what: str, done: int, total: int) -> None:
+            if what not in said:
+                said.add(what)
+                print(f"{what} ...", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def bar(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield bar

@@ -19,7 +19,8 @@ from typing import Any
 
 from fusion.modelref import Delta, ModelRef, Routed
 from harness.errors import FuseBenchError, TaskError
-from harness.tasks import load
+from harness.likelihood import log_likelihoods
+from harness.tasks import load, texts
 
 TORCH_SEED = 1234
 """lm-eval's default."""
@@ -95,12 +96,15 @@ def live_model(device: str) -> LiveModel:
 def respond(
     live: LiveModel, source: str, doc_ids: Sequence[int], settings: Settings, trust: bool = False
 ) -> list[dict[str, Any]]:
-    """The loaded model's responses to some items of a task (`source`: its file), in doc_id order.
+    """The loaded model's responses to some items of a task (`source`: its file) or text, in doc_id order.
 
     A record: "id" (doc hash), "doc_id", "prompt_hash", "target", "resps" (by request, then by repeat: [log-likelihood,
     is greedy] for each choice, or a text) and "truncated" (the prompt did not fit the context and lost its beginning).
+    Of a text's documents it has no more than "id", "doc_id", the log-likelihood in "resps", and "truncated".
     The same model, items, batch size and machine give the same bytes. Raises TaskError.
     """
+    if texts.is_text(source):
+        return log_likelihoods(live.lm, source, doc_ids, settings.batch_size)
     import torch
     from lm_eval.evaluator import evaluate
 

@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from fusion.builders import BUILDERS
-from fusion.params import yaml_name
+from fusion.methods import METHODS
+from fusion.params import fill, yaml_name
 from harness.spec import Candidate, Model
 
 
@@ -29,39 +30,71 @@ def named(row: str, point: Mapping[str, Any]) -> str:
     return f"{row}[{inside}]" if inside else row
 
 
+def start_of(row: str, point: Mapping[str, Any]) -> str:
+    """The name of the parameter mean that a training starts from where the suite names no target."""
+    return named(f"{row}.start", {key: value for key, value in point.items() if key == "teachers"})
+
+
+def with_starts(models: Mapping[str, Model]) -> dict[str, Candidate]:
+    """The parameter means of the teachers that trainings start from, as candidates: they are scored, too.
+
+    Raises ValueError when such a mean's name is taken.
+    """
+    found: dict[str, Candidate] = {}
+    for model in models.values():
+        if not isinstance(model, Candidate) or model.target is None or model.target != start_of(model.row, model.sweep):
+            continue
+        start = model.target
+        if start in models:
+            raise ValueError(f"'{start}' is the name of the mean that {model.row} starts from: name yours otherwise")
+        params, _ = fill(METHODS["linear"].Params, {})
+        found[start] = Candidate(
+            name=start, method="linear", kind="merged", params=params, models=model.models, row=start
+        )
+    return found
+
+
 def with_controls(models: Mapping[str, Model], given: Mapping[str, Any]) -> dict[str, Candidate]:
     """Every fusion's control: the same target, corpus, steps and seeds, without a teacher.
 
-    Points of a sweep that differ only in what a control does not have (lambda, say) share one. Returns the controls
-    and the fusions that now name them. Raises ValueError when the control's name is taken.
+    Points of a sweep that differ only in what a control does not have (lambda, say) share one, and so do rows that
+    would have the same. Returns the controls and the fusions that now name them. Raises ValueError when the control's
+    name is taken.
     """
     found: dict[str, Candidate] = {}
+    made: dict[str, str] = {}
     for name, model in models.items():
         builder = BUILDERS.get(model.method) if isinstance(model, Candidate) else None
-        if (
-            not isinstance(model, Candidate)
-            or builder is None
-            or builder.control is None
-            or given[model.row].get("control") == "none"
-        ):
+        if not isinstance(model, Candidate) or builder is None or builder.control is None or model.control is not None:
             continue
-        shared = {yaml_name(f) for f in fields(BUILDERS[builder.control].Params)}
-        point = {key: value for key, value in model.sweep.items() if key in shared or key in ("target", "corpus")}
-        control = named(f"{model.row}.control", point)
-        if control in models:
+        if given[model.row].get("control") == "none":
+            continue
+        control = _control(model, builder.control)
+        same = made.setdefault(repr(replace(control, name="", row="", sweep={})), control.name)
+        found[name] = replace(model, control=same)
+        if same != control.name:
+            continue
+        if same in models:
             raise ValueError(
-                f"'{control}' is the name of {model.row}'s control: name yours otherwise, or say control: none"
+                f"'{same}' is the name of {model.row}'s control: name yours otherwise, or say control: none"
             )
-        found[name] = replace(model, control=control)
-        found[control] = replace(
-            model,
-            name=control,
-            row=f"{model.row}.control",
-            method=builder.control,
-            kind=BUILDERS[builder.control].kind,
-            params={key: value for key, value in model.params.items() if key in shared},
-            models=(),
-            sweep=point,
-            is_control=True,
-        )
+        found[same] = control
     return found
+
+
+def _control(model: Candidate, method: str) -> Candidate:
+    """A fusion's control, with those of its swept parameters that a control has."""
+    shared = {yaml_name(f) for f in fields(BUILDERS[method].Params)}
+    kept = {*shared, "target", "corpus"} | ({"teachers"} if model.target == start_of(model.row, model.sweep) else set())
+    point = {key: value for key, value in model.sweep.items() if key in kept}
+    return replace(
+        model,
+        name=named(f"{model.row}.control", point),
+        row=f"{model.row}.control",
+        method=method,
+        kind=BUILDERS[method].kind,
+        params={key: value for key, value in model.params.items() if key in shared},
+        models=(),
+        sweep=point,
+        is_control=True,
+    )

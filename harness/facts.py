@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.digests import folder_digests, source_digests
+from fusion.errors import CheckpointError
 from fusion.merge import write
 from fusion.methods.apply import reshapes
 from fusion.modelref import Folder, open_ref
@@ -20,7 +21,7 @@ from harness import pocket, sandbox
 from harness.errors import SandboxError, TaskError, UsageError
 from harness.spec import Candidate, Source, Suite
 from harness.store import Store, file_digest, folder_stamp, write_whole
-from harness.tasks import Task, describe
+from harness.tasks import Task, describe, describe_here, describe_text
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "accelerate", "safetensors")
 
@@ -39,6 +40,29 @@ class FolderFacts:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """What a run needs first: a model or the data of `count` of the tasks that a name stands for, which it fetches.
+
+    A corpus is the user's to make.
+    """
+
+    kind: str
+    name: str
+    origin: str = ""
+    count: int = 1
+    of: int = 1
+
+    def __str__(self) -> str:
+        if self.kind == "model":
+            return f"model '{self.name}' ({self.origin})"
+        if self.kind == "corpus":
+            return f"corpus {self.name}"
+        if self.of == 1:
+            return f"data of {self.name}"
+        return f"data of {self.name} ({self.count if self.count == self.of else f'{self.count} of {self.of}'} tasks)"
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that a plan depends on besides the suite."""
 
@@ -50,22 +74,35 @@ class Facts:
     device: str
     gpus: tuple[str, ...]
     sandbox: str | None
+    missing: tuple[Missing, ...] = ()
 
 
-def gather(suite: Suite, store: Store) -> Facts:
+def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
     """Look at the models, tasks and corpora that a suite names, and at this machine.
 
-    Raises UsageError, TaskError or CheckpointError for what is not there or cannot be used.
+    offline: nothing is fetched; what is not here is named in `missing`, and left out of the tasks. Raises UsageError,
+    TaskError or CheckpointError for what is not there or cannot be used.
     """
-    tasks, groups = _tasks(suite, store)
-    folders = {m.name: _folder(m, store) for m in suite.models.values() if isinstance(m, Source)}
-    named = [m for m in suite.models.values() if isinstance(m, Candidate)]
-    corpora = {
-        corpus: _corpus(corpus, suite.seed) for m in named for corpus in (*m.corpora, *([m.corpus] if m.corpus else []))
-    }
+    tasks, groups, missing = _tasks(suite, store, offline)
+    folders = {}
+    for source in (m for m in suite.models.values() if isinstance(m, Source)):
+        folder = _folder_here(source, store) if offline else _folder(source, store)
+        if folder is None:
+            missing.append(Missing("model", source.name, source.origin))
+            folder = FolderFacts(source.origin, f"not here: {source.origin} {source.revision}", 0, {})
+        folders[source.name] = folder
+    corpora = {}
+    for corpus in (c for m in suite.models.values() if isinstance(m, Candidate) for c in m.corpora):
+        if offline and not corpus.startswith("pocket/") and not Path(corpus).is_file():
+            missing += [Missing("corpus", corpus)] if corpus not in corpora else []
+            corpora[corpus] = f"not here: {corpus}"
+        else:
+            corpora[corpus] = _corpus(corpus, suite.seed)
     gpus = visible_gpus()
     level = _sandbox(suite) if any(task.kind == "code" for task in tasks.values()) else None
-    return Facts(folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level)
+    return Facts(
+        folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level, tuple(missing)
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -104,17 +141,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _tasks(suite: Suite, store: Store) -> tuple[dict[str, Task], dict[str, tuple[str, ...]]]:
-    """Tasks by their own names, and the names of each group's: an lm-eval group stands for all its tasks."""
+def _tasks(
+    suite: Suite, store: Store, offline: bool
+) -> tuple[dict[str, Task], dict[str, tuple[str, ...]], list[Missing]]:
+    """Tasks by their own names, the names of each group's, and what is not here.
+
+    An lm-eval group stands for all its tasks; a text is the one task of its group, and has the group's name.
+    """
     tasks: dict[str, Task] = {}
     groups = {}
+    missing: list[Missing] = []
     for group in suite.groups:
-        found = describe(group.tasks, suite.folder, store.root / "facts", suite.trust_task_code).values()
+        if group.text is not None:
+            found = [describe_text(group.name, group.text)]
+        else:
+            about = (suite.folder, store.root / "facts", suite.trust_task_code)
+            here, absent = describe_here(group.tasks, *about) if offline else (describe(group.tasks, *about), {})
+            found = list(here.values())
+            missing += [Missing("tasks", name, "", *counts) for name, counts in absent.items()]
         for task in found:
             if tasks.setdefault(task.name, task).source != task.source:
                 raise TaskError(f"two files define task '{task.name}': {tasks[task.name].source} and {task.source}")
         groups[group.name] = tuple(task.name for task in found)
-    return tasks, groups
+    return tasks, groups, missing
 
 
 def _sandbox(suite: Suite) -> str:
@@ -126,10 +175,10 @@ def _sandbox(suite: Suite) -> str:
     return sandbox.choose(suite.sandbox)
 
 
-def _folder(model: Source, store: Store) -> FolderFacts:
+def _folder(model: Source, store: Store, local_only: bool = False) -> FolderFacts:
     path = Path(model.origin)
     if not path.is_dir():
-        path = _from_hub(model)
+        path = _from_hub(model, local_only)
     stamps = {str(folder): folder_stamp(folder) for folder in (path, *([Path(model.adapter)] if model.adapter else []))}
     cache = store.root / "facts" / f"folder-{'-'.join(stamps.values())}.json"
     if cache.is_file():
@@ -139,6 +188,16 @@ def _folder(model: Source, store: Store) -> FolderFacts:
         write_whole(cache, json.dumps(known))
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return FolderFacts(str(path), known["model"], size, stamps)
+
+
+def _folder_here(model: Source, store: Store) -> FolderFacts | None:
+    """The same without the hub: None for a repository of which not all is in the hub's cache on this machine."""
+    if Path(model.origin).is_dir():
+        return _folder(model, store)
+    try:
+        return _folder(model, store, local_only=True)
+    except (UsageError, CheckpointError):
+        return None
 
 
 def _digests(ref: Folder) -> dict[str, str]:
@@ -151,13 +210,16 @@ def _digests(ref: Folder) -> dict[str, str]:
         return folder_digests(Path(scratch) / "model")
 
 
-def _from_hub(model: Source) -> Path:
+def _from_hub(model: Source, local_only: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", *(["*.bin"] if model.pickled else [])]
     try:
-        return Path(snapshot_download(model.origin, revision=model.revision, allow_patterns=wanted))
+        found = snapshot_download(
+            model.origin, revision=model.revision, allow_patterns=wanted, local_files_only=local_only
+        )
+        return Path(found)
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
@@ -169,4 +231,6 @@ def _from_hub(model: Source) -> Path:
 def _corpus(corpus: str, seed: int) -> str:
     if corpus.startswith("pocket/"):
         return f"{corpus} version {pocket.VERSION} seed {seed}"
+    if not Path(corpus).is_file():
+        raise UsageError(f"there is no corpus {corpus}: it is a .jsonl file of documents that you make")
     return file_digest(Path(corpus))

@@ -1,17 +1,18 @@
-"""Responses become scores, without the model: lm-eval's own filters and metrics, and the sandbox for programs.
+"""Responses become scores, without the model: lm-eval's own filters and metrics, the sandbox for programs, bits.
 
     judge(source, responses)     # one record a response: {"id", "score", "also", "answer", "verdict"}
 
 A new way to extract or to run needs no new generation. For likelihood and generation tasks the numbers are lm-eval's.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import TaskError
 from harness.sandbox import Program, SandboxSettings, run_many
-from harness.tasks import load, rows
+from harness.tasks import load, rows, texts
 
 Record = dict[str, Any]
 
@@ -24,21 +25,39 @@ def judge(
     A record: "id", "score" (of the task's metric), "also" (its other means over items, by name), "answer" (what was
     taken for the answer, None if nothing), "verdict" (why a program passed or not; None for other tasks). `sandbox`:
     the least isolation level for programs. Raises TaskError, also when the data are no longer those that were asked
-    about, and SandboxError.
+    about, and SandboxError. Of a text (`texts.load`) the score is bits per byte, lower being better, and "also" has its
+    "bits" and "bytes".
     """
+    if texts.is_text(source):
+        return _bits(source, responses)
     loaded = load.load(Path(source), trust)
-    for response in responses:
-        doc_id = response["doc_id"]
-        if not 0 <= doc_id < len(loaded.ids) or loaded.ids[doc_id] != response["id"]:
-            raise TaskError(
-                f"{loaded.definition.path}: item {doc_id} is not the one that was answered: the data have changed "
-                "since; generate again"
-            )
+    _check(str(loaded.definition.path), loaded.ids, responses)
     if not responses:
         return []
     if loaded.kind == "code":
         return _run(loaded, responses, SandboxSettings(level=sandbox or "any"))
     return _score(loaded, responses)
+
+
+def _check(source: str, ids: Sequence[str], responses: Sequence[Mapping[str, Any]]) -> None:
+    for response in responses:
+        doc_id = response["doc_id"]
+        if not 0 <= doc_id < len(ids) or ids[doc_id] != response["id"]:
+            raise TaskError(
+                f"{source}: item {doc_id} is not the one that was answered: the data have changed since; generate again"
+            )
+
+
+def _bits(source: str, responses: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """-log2 p of each document's scored part, over its bytes."""
+    text = texts.load(source)
+    _check(source, text.ids, responses)
+    records = []
+    for response in responses:
+        bits, size = -response["resps"][0][0] / math.log(2), text.parts[response["doc_id"]].bytes
+        also = {"bits": bits, "bytes": float(size)}
+        records.append({"id": response["id"], "score": bits / size, "also": also, "answer": None, "verdict": None})
+    return records
 
 
 def _score(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]]) -> list[Record]:
@@ -123,8 +142,8 @@ def _run(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]], settings: 
     ]
     verdicts = iter(run_many(programs, settings))
     records = []
-    for response, texts in zip(responses, completions, strict=True):
-        found = [next(verdicts) for _ in texts]
+    for response, written in zip(responses, completions, strict=True):
+        found = [next(verdicts) for _ in written]
         for verdict in found:
             if verdict.reason.startswith("test error"):
                 raise TaskError(
@@ -136,7 +155,7 @@ def _run(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]], settings: 
                 "id": response["id"],
                 "score": sum(verdict.passed for verdict in found) / len(found),
                 "also": {},
-                "answer": texts[0],
+                "answer": written[0],
                 "verdict": ", ".join(verdict.reason for verdict in found),
             }
         )

@@ -1,9 +1,6 @@
 """The leaderboard as terminal text, markdown, CSV and JSON; html.py draws the page."""
 
-import csv
 import html as escapes
-import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,26 +10,33 @@ from harness import html
 from harness.board import (
     CAUTION,
     CHOSEN,
-    COSTS,
+    ELSEWHERE,
+    ELSEWHERE_ABOUT,
     LEGEND,
     TASK_IDENTITY,
     Board,
     Row,
+    bits,
     board,
     clipped,
     columns_of,
     half_width,
     memory,
+    number,
     percent,
     plain,
     points,
     seconds,
     total_seconds,
 )
+from harness.board_data import csv_text, json_text
 
-SCHEMA = 1
+__all__ = ["csv_text", "json_text", "markdown", "text", "write"]
+
 NAME_WIDTHS = (40, 28, 22, 18, 14, 10)
 TITLE_WIDTH = 6
+# Of the names and sources of what is published.
+PUBLISHED_WIDTHS = ((40, 44), (28, 32), (22, 24), (18, 16), (14, 10), (10, 6))
 
 
 class _Column(NamedTuple):
@@ -51,6 +55,7 @@ def text(results: Mapping[str, Any], width: int | None = 80) -> str:
     lines = [f"{plain(found.suite)}: {len(found.rows)} models ranked", ""]
     if found.rows:
         lines += _aligned(columns)
+    lines += _elsewhere(found, width)
     lines += ["", *_wrapped(_notes(found, hidden), width or 120)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -60,44 +65,44 @@ def markdown(results: Mapping[str, Any]) -> str:
     found = board(results)
     lines = [f"# {_md(found.suite)}", ""]
     if found.rows:
-        columns = _wide(found, _md)
-        lines.append("| " + " | ".join(column.title for column in columns) + " |")
-        lines.append("| " + " | ".join(":--" if column.left else "--:" for column in columns) + " |")
-        lines += ["| " + " | ".join(cells) + " |" for cells in zip(*(c.cells for c in columns), strict=True)]
-        lines.append("")
+        lines += [*_md_table(_wide(found, _md)), ""]
     lines += [f"- **{_md(row.name)}** has no score: {_md(row.reason)}" for row in found.left_out]
     lines += [f"- `{_md(path)}` is not a number and was left out." for path in found.damaged]
     if found.says:
         lines += ["", _md(found.says)]
-    lines += ["", CAUTION, "", *(f"- **{_md(key)}**: {_md(meaning)}" for key, meaning in LEGEND.items())]
+    lines += [
+        "",
+        *_md_elsewhere(found),
+        CAUTION,
+        "",
+        *(f"- **{_md(key)}**: {_md(meaning)}" for key, meaning in LEGEND.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def csv_text(results: Mapping[str, Any]) -> str:
-    """Everything as numbers, one line a model, the unscored ones too; an absent value is an empty cell."""
-    found = board(results)
-    records = [_record(found, row) for row in (*found.rows, *found.left_out)]
-    header = list(dict.fromkeys(key for record in records for key in record))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, header, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+def _md_table(columns: Sequence[_Column]) -> list[str]:
+    lines = [
+        "| " + " | ".join(column.title for column in columns) + " |",
+        "| " + " | ".join(":--" if column.left else "--:" for column in columns) + " |",
+    ]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in zip(*(c.cells for c in columns), strict=True)]
 
 
-def json_text(results: Mapping[str, Any]) -> str:
-    """{"schema", "suite", "models": [ranked], "not_scored": [...], "kinship_vs_gain", "legend"}; absent is absent."""
-    found = board(results)
-    document = {
-        "schema": SCHEMA,
-        "suite": found.suite,
-        "models": [_entry(row) for row in found.rows],
-        "not_scored": [{"name": row.name, "kind": row.kind, "reason": row.reason} for row in found.left_out],
-        "not_numbers": list(found.damaged),
-        "kinship_vs_gain": results.get("kinship_vs_gain"),
-        "legend": LEGEND,
-    }
-    return json.dumps(_clean(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def _md_elsewhere(found: Board) -> list[str]:
+    """What papers report, by group and by task."""
+    if not found.published:
+        return []
+    lines = [f"## {ELSEWHERE}", "", f"{ELSEWHERE_ABOUT} In brackets: our model beside it, as it scored here.", ""]
+    lines += [*_md_table(_published_columns(found, _md)), ""]
+    if found.published_tasks:
+        places = found.published_tasks
+        by_task = [_Column("task", [_md(f"{group} / {task}") for group, task in places], left=True)]
+        for one in found.published:
+            values = [number(one.entry, "scores", group, "tasks", task) for group, task in places]
+            by_task.append(_Column(_md(one.name), [percent(value, 2) for value in values]))
+        lines += [*_md_table(by_task), ""]
+    notes = [f"- **{_md(one.name)}**: {_md(one.note)}" for one in found.published if one.note]
+    return [*lines, *notes, *([""] if notes else [])]
 
 
 def write(results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -158,6 +163,13 @@ def _wide(found: Board, escape: Callable[[object], str]) -> list[_Column]:
     for gain in found.gains:
         title = "vs best parent" if gain == "best" else f"vs {gain}"
         columns.append(_column(found, title, lambda row, g=gain: _gain_full(row, g)))  # type: ignore[misc]
+    columns += _bits(found, escape)
+    columns += [
+        _column(found, f"{escape(found.text_titles[g])} saved over {key}", lambda row, g=g, k=key: _saved(row, g, k))  # type: ignore[misc]
+        for g in found.texts
+        for key in found.savings
+    ]
+    columns.append(_column(found, "taught", lambda row: escape(row.taught), left=True))
     for measure in found.measures:
         columns.append(
             _column(found, escape(measure), lambda row, m=measure: _kinship(row, m))  # type: ignore[misc]
@@ -166,6 +178,19 @@ def _wide(found: Board, escape: Callable[[object], str]) -> list[_Column]:
     columns.append(_column(found, "evaluate", lambda row: seconds(row.number("cost", "evaluate_s"))))
     columns.append(_column(found, "memory", lambda row: memory(_peak(row))))
     return [column for column in columns if any(column.cells)]
+
+
+def _bits(found: Board, escape: Callable[[object], str]) -> list[_Column]:
+    return [
+        _column(found, escape(title), lambda row, g=group: bits(row.number("text", g, "value")))  # type: ignore[misc]
+        for group, title in found.text_titles.items()
+    ]
+
+
+def _saved(row: Row, group: str, key: str) -> str:
+    value, low, high = (row.number("text_gain", group, key, name) for name in ("value", "low", "high"))
+    span = "" if low is None or high is None else f" [{bits(low, True)}, {bits(high, True)}]"
+    return bits(value, True) + span
 
 
 def _peak(row: Row) -> float | None:
@@ -178,26 +203,27 @@ def _kinship(row: Row, measure: str) -> str:
 
 
 def _fitted(found: Board, width: int) -> tuple[list[_Column], list[str]]:
-    """The most that fits: cost goes first, then long titles and names, then the gain's interval, then groups."""
-    for cost, short_gain, titles, name_width in [
-        *((True, False, 99, name_width) for name_width in NAME_WIDTHS[:3]),
-        *((False, False, 99, name_width) for name_width in NAME_WIDTHS[:4]),
-        *((False, False, TITLE_WIDTH, name_width) for name_width in NAME_WIDTHS[1:4]),
-        *((False, True, TITLE_WIDTH, name_width) for name_width in NAME_WIDTHS[2:]),
+    """The most that fits: cost goes first, then bits per byte, long titles and names, the gain's interval, groups."""
+    for cost, texts, short_gain, titles, name_width in [
+        *((True, True, False, 99, name_width) for name_width in NAME_WIDTHS[:3]),
+        *((False, True, False, 99, name_width) for name_width in NAME_WIDTHS[:4]),
+        *((False, True, False, TITLE_WIDTH, name_width) for name_width in NAME_WIDTHS[1:4]),
+        *((False, False, False, TITLE_WIDTH, name_width) for name_width in NAME_WIDTHS[1:4]),
+        *((False, False, True, TITLE_WIDTH, name_width) for name_width in NAME_WIDTHS[2:]),
     ]:
-        columns = _narrow(found, cost, name_width, short_gain, titles)
+        columns = _narrow(found, cost, texts, name_width, short_gain, titles)
         if _total(columns) <= width:
-            return columns, []
+            return columns, [] if texts else list(found.text_titles.values())
     groups = list(found.groups)
     first = len(columns) - len(groups) - (1 if found.gains else 0)
-    hidden: list[str] = []
+    hidden: list[str] = list(found.text_titles.values())
     while groups and _total(columns) > width:
         hidden.insert(0, groups.pop())
         del columns[first + len(groups)]
     return columns, hidden
 
 
-def _narrow(found: Board, cost: bool, name_width: int, short_gain: bool, titles: int) -> list[_Column]:
+def _narrow(found: Board, cost: bool, texts: bool, name_width: int, short_gain: bool, titles: int) -> list[_Column]:
     gain = (lambda row: points(row.number("gain", row.headline, "value"))) if short_gain else _gain_short
     columns = [
         _column(found, "#", _rank),
@@ -208,8 +234,47 @@ def _narrow(found: Board, cost: bool, name_width: int, short_gain: bool, titles:
     ]
     if found.gains:
         columns.append(_column(found, "gain", gain))
+    if texts:
+        columns += _bits(found, plain)
     if cost:
         columns.append(_column(found, "cost", lambda row: seconds(total_seconds(row))))
+    return columns
+
+
+# -------------------------------------------------------------------------------------------------------- published
+
+
+def _elsewhere(found: Board, width: int | None) -> list[str]:
+    """What papers report, as a table of its own; by group, with what of it fits."""
+    groups = list(found.published_groups)
+    if not found.published:
+        return []
+    for name_width, source_width in PUBLISHED_WIDTHS:
+        columns = _published_columns(found, plain, name_width, source_width)
+        if width is None or _total(columns) <= width:
+            break
+    hidden: list[str] = []
+    while width is not None and groups and _total(columns) > width:
+        hidden.insert(0, groups.pop())
+        columns.pop()
+    lines = ["", f"{ELSEWHERE} (in brackets: our model beside it)", "", *_aligned(columns)]
+    notes = [f"Too narrow to show: {', '.join(plain(group) for group in hidden)}."] if hidden else []
+    if width is None:
+        notes += [f"{plain(one.name)}: {plain(one.note)}" for one in found.published if one.note]
+    return lines + _wrapped(notes, width or 120)
+
+
+def _published_columns(
+    found: Board, escape: Callable[[object], str], name_width: int = 999, source_width: int = 999
+) -> list[_Column]:
+    names = [escape(clipped(plain(one.name), name_width)) for one in found.published]
+    sources = [escape(clipped(plain(one.source), source_width)) for one in found.published]
+    columns = [_Column("published", names, left=True), _Column("source", sources, left=True)]
+    for group in found.published_groups:
+        ours = [percent(one.ours(group)) and f" ({percent(one.ours(group))})" for one in found.published]
+        room = max(map(len, ours))
+        cells = [percent(one.score(group)) + here.ljust(room) for one, here in zip(found.published, ours, strict=True)]
+        columns.append(_Column(escape(clipped(plain(group), 16)), cells))
     return columns
 
 
@@ -236,10 +301,12 @@ def _aligned(columns: Sequence[_Column]) -> list[str]:
 def _notes(found: Board, hidden: Sequence[str]) -> list[str]:
     notes = [
         "# counts the models that are certainly better (paired tests, Holm); = is a tie. ± is half the 95 % interval. "
-        "gain: points over the best parent, of a fusion over its control; * is p < .05 after Holm."
+        "gain: points over the control, or without one over the best parent; * is p < .05 after Holm."
     ]
     if any(row.label.endswith(CHOSEN) for row in found.rows):
         notes[0] += f" {CHOSEN} is best of its sweep on dev."
+    if found.texts:
+        notes[0] += " bits/byte: of held-out text, fewer are better; they count for no rank."
     routed = [plain(row.name) for row in found.rows if row.kind == "routed"]
     if routed:
         notes.append(f"{', '.join(routed)} {TASK_IDENTITY}: told which group it answers, so it is not ranked.")
@@ -261,68 +328,6 @@ def _wrapped(notes: Sequence[str], width: int) -> list[str]:
             line = f"{line} {word}" if line else word
         lines.append(line)
     return lines
-
-
-# ---------------------------------------------------------------------------------------------------------- records
-
-
-def _record(found: Board, row: Row) -> dict[str, Any]:
-    entry = row.entry
-    record: dict[str, Any] = {
-        "rank": row.rank,
-        "model": row.name,
-        "kind": row.kind,
-        "control": "yes" if row.control else "",
-        "status": entry.get("status"),
-        "reason": row.reason,
-        "method": entry.get("method"),
-        "params": json.dumps(entry["params"], sort_keys=True) if entry.get("params") else None,
-        "parents": " ".join(map(str, entry.get("parents") or [])) or None,
-        "base": entry.get("base"),
-        "digest": entry.get("digest"),
-    }
-    record |= {f"overall.{key}": row.number("score", key) for key in ("value", "stderr", "n")}
-    record |= {f"overall.{key}": row.number("interval", key) for key in ("low", "high")}
-    for group in found.groups:
-        record |= {f"{group}.{key}": row.number("scores", group, key) for key in ("value", "stderr", "n")}
-    for group, task in found.tasks:
-        path = ("scores", group, "tasks", task)
-        record |= {f"{group}/{task}.{key}": row.number(*path, key) for key in ("value", "stderr", "n", "chance")}
-    for gain in found.gains:
-        record |= {f"gain.{gain}.{key}": row.number("gain", gain, key) for key in ("value", "low", "high", "p")}
-        record[f"gain.{gain}.against"] = ((entry.get("gain") or {}).get(gain) or {}).get("against")
-    record["gain.best.p_holm"] = row.p_holm
-    for measure in found.measures:
-        record |= {f"kinship.{measure}.{key}": row.number("kinship", measure, key) for key in ("mean", "min", "max")}
-    record |= {f"cost.{key}": row.number("cost", key) for key in COSTS}
-    return {key: _whole(value) for key, value in record.items()}
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) >= 2 else value
-
-
-def _entry(row: Row) -> dict[str, Any]:
-    """A row for JSON: the model's entry and what the board made of it."""
-    gain = {key: dict(value) for key, value in (row.entry.get("gain") or {}).items()}
-    if row.p_holm is not None:
-        gain[row.headline]["p_holm"] = row.p_holm
-    place = {"rank": row.rank, "tied": row.tied, "name": row.name, "kind": row.kind, "is_control": row.control}
-    rest = {key: value for key, value in row.entry.items() if key not in (*place, "gain")}
-    return {**place, **rest, "gain": gain}
-
-
-def _clean(value: Any) -> Any:
-    """Without None and without numbers that are not finite: absent is absent."""
-    if isinstance(value, Mapping):
-        return {str(key): _clean(inner) for key, inner in value.items() if not _absent(inner)}
-    if isinstance(value, list | tuple):
-        return [_clean(inner) for inner in value if not _absent(inner)]
-    return value
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value - value != 0)
 
 
 def _md(value: object) -> str:

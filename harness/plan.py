@@ -3,24 +3,19 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from fusion.builders import BUILDERS
-from fusion.methods import METHODS
 from fusion.modelref import Delta, Folder, ModelRef, Routed, to_json
-from fusion.recipe import Recipe
 from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
-from harness.pocket import TRAINERS, VERSION, recipe
+from harness.making import THREADS, input_of, instances, made_by, making, recipe_of, statistics_of
 from harness.spec import Candidate, Group, Source, Suite, Trained
 from harness.store import Entry, canonical, digest_of
+from harness.tasks import Task
 
 FIRST_BLOCK, BLOCK = 64, 128
 GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
-STATISTICS_VERSION = 1
-THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,7 @@ def plan(suite: Suite, facts: Facts) -> Plan:
     jobs: dict[str, Job] = {}
     items = {g.name: {task: _items(suite, facts, g, task) for task in facts.groups[g.name]} for g in suite.groups}
     for name, (model, seed) in instances(suite).items():
-        for job in _making(suite, facts, name, model, seed):
+        for job in making(suite, facts, name, model, seed):
             jobs[job.id] = job
         for group in suite.groups:
             for task in facts.groups[group.name]:
@@ -121,55 +116,6 @@ def plan(suite: Suite, facts: Facts) -> Plan:
                         jobs[job.id] = job
     kinship = dict(_kinship(suite, facts, jobs))
     return Plan(suite, facts, jobs, items, kinship)
-
-
-def instances(suite: Suite) -> dict[str, tuple[Source | Trained | Candidate, int]]:
-    """Every single model: one for each seed of a candidate; the names of replicates carry their seed."""
-    found: dict[str, tuple[Source | Trained | Candidate, int]] = {}
-    for name, model in suite.models.items():
-        if isinstance(model, Candidate):
-            for seed in model.seeds:
-                found[instance_name(model, seed)] = (model, seed)
-        else:
-            found[name] = (model, suite.seed)
-    return found
-
-
-def instance_name(model: Candidate, seed: int) -> str:
-    """A candidate's name, with the seed where it has several."""
-    return model.name if len(model.seeds) == 1 else f"{model.name}@{seed}"
-
-
-def made_by(instance: str, model: Trained | Candidate) -> str:
-    """The id of the job that makes a model."""
-    return f"{_kind(model)} {instance}"
-
-
-def recipe_of(model: Candidate, seed: int) -> Recipe:
-    """A merged candidate's recipe, as the engine takes it."""
-    return Recipe(
-        method=model.method,
-        models=model.models,
-        base=model.base,
-        weights=model.weights,
-        params=model.params,
-        seed=seed,
-        own=model.own,
-        allow_unrelated=model.allow_unrelated,
-    )
-
-
-def statistics_of(model: Candidate, facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """(model, id of the job that reads its corpus, folder in what the job makes), for a method guided by data."""
-    kind = METHODS[model.method].statistics if model.method in METHODS else None
-    for i, (name, corpus) in enumerate(zip(model.models, model.corpora, strict=False)):
-        if kind == "gram++":
-            # What reaches a layer depends on all the models that were merged below it.
-            yield name, f"statistics {kind} {model.name}", str(i)
-        elif kind is not None:
-            # Two files of one name are two corpora.
-            text = f"{Path(corpus).name} {digest_of(facts.corpora[corpus]).removeprefix('sha256:')[:8]}"
-            yield name, f"statistics {kind} {name} on {text} {_brief(model.calibration)}", "0"
 
 
 def in_order(ids: Sequence[str], seed: int) -> list[int]:
@@ -222,101 +168,6 @@ def _slices(positions: Sequence[int], wanted: int) -> Iterator[Sequence[int]]:
         size = FIRST_BLOCK if start < 2 * FIRST_BLOCK else BLOCK
 
 
-def _kind(model: Trained | Candidate) -> str:
-    if isinstance(model, Trained):
-        return "train"
-    return "build" if model.kind in ("merged", "routed") else "fuse"
-
-
-def _input(suite: Suite, facts: Facts, role: str, name: str) -> Input:
-    model, _ = instances(suite)[name]
-    if isinstance(model, Source):
-        return Input(role, digest=facts.folders[name].digest, model=name)
-    return Input(role, job=made_by(name, model), model=name)
-
-
-def _making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Candidate, seed: int) -> Iterator[Job]:
-    if isinstance(model, Trained):
-        trainer = TRAINERS[model.trainer]
-        spec = {
-            "trainer": model.trainer,
-            "version": [trainer.version, VERSION],
-            "params": model.params,
-            "recipe": recipe(model.params),
-            "seed": model.seed,
-            **_training(facts),
-        }
-        inputs = [_input(suite, facts, "parent", model.parent)] if model.parent else []
-        yield Job(f"train {name}", "train", spec, tuple(inputs), model=name)
-    elif isinstance(model, Candidate) and model.kind in ("merged", "routed"):
-        read = list(_reading(suite, facts, model))
-        yield from read
-        spec = {
-            "method": model.method,
-            "version": METHODS[model.method].version,
-            "params": model.params,
-            "weights": model.weights,
-            "own": list(model.own),
-            "route": dict(model.route),
-            "allow_unrelated": model.allow_unrelated,
-            "seed": seed if METHODS[model.method].random else None,
-            "threads": THREADS,
-            "versions": {name: facts.versions[name] for name in ("torch", "numpy", "transformers", "tokenizers")},
-        }
-        inputs = [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
-        inputs += [_input(suite, facts, "base", model.base)] if model.base else []
-        inputs += [Input(f"statistics.{i}", job=job.id) for i, job in enumerate(read)]
-        yield Job(f"build {name}", "build", spec, tuple(inputs), {"device": facts.device}, name)
-        if suite.keep == "all" and model.kind == "merged":
-            yield write_job(name, f"build {name}")
-    elif isinstance(model, Candidate):
-        spec = {
-            "method": model.method,
-            "version": BUILDERS[model.method].version,
-            "params": model.params,
-            "seed": seed,
-            "corpus": facts.corpora[model.corpus or ""],
-            **_training(facts),
-        }
-        roles = [("target", model.target or ""), *((f"teacher.{i}", t) for i, t in enumerate(model.models))]
-        inputs = [_input(suite, facts, role, parent) for role, parent in roles]
-        corpus = {"corpus": model.corpus, "corpus_seed": suite.seed}
-        yield Job(f"fuse {name}", "fuse", spec, tuple(inputs), corpus, name)
-
-
-def _reading(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
-    """The jobs that read the corpora of a merge that is guided by data; equal ones are shared by several merges."""
-    kind = METHODS[model.method].statistics
-    if kind is None:
-        return
-    settings = {**model.calibration, "seed": suite.seed}
-    common = {"kind": kind, "version": STATISTICS_VERSION, "settings": settings, **_training(facts)}
-    jobs = list(dict.fromkeys(job for _, job, _ in statistics_of(model, facts)))
-    for i, job in enumerate(jobs):
-        mine = range(len(model.models)) if kind == "gram++" else (i,)
-        spec = {**common, "corpora": [facts.corpora[model.corpora[n]] for n in mine]}
-        if kind == "gram++":
-            spec |= {"params": model.params, "weights": model.weights}
-        inputs = [_input(suite, facts, f"model.{n}", model.models[n]) for n in mine]
-        where = {"corpora": [model.corpora[n] for n in mine], "corpus_seed": suite.seed}
-        yield Job(job, "statistics", spec, tuple(inputs), where)
-
-
-def _brief(settings: Mapping[str, Any]) -> str:
-    """Settings as a part of a job's name."""
-    return " ".join(f"{key}={value}" for key, value in sorted(settings.items()) if key in ("sequences", "context"))
-
-
-def write_job(instance: str, build: str) -> Job:
-    """Writes a merged model's weights to the store, for `keep: best` and `keep: all`."""
-    return Job(f"write {instance}", "write", {}, (Input("model", job=build, model=instance),), model=instance)
-
-
-def _training(facts: Facts) -> dict[str, Any]:
-    versions = {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers", "accelerate", "numpy")}
-    return {"threads": THREADS, "device": facts.device, "versions": versions}
-
-
 def _scoring(
     suite: Suite, facts: Facts, name: str, model: Source | Trained | Candidate, group: Group, block: Block
 ) -> Iterator[Job]:
@@ -324,10 +175,7 @@ def _scoring(
     generate = f"generate {name} {group.name}/{block.name}"
     spec = {
         "version": GENERATE_VERSION,
-        "task": task.name,
-        "task_version": task.version,
-        "task_digest": task.digest,
-        "shots": task.shots,
+        **_asked(task),
         "items": digest_of(block.ids),
         "route": model.route.get(group.name) if isinstance(model, Candidate) else None,
         "batch_size": group.batch_size,
@@ -343,16 +191,22 @@ def _scoring(
         "trust": suite.trust_task_code,
         "group": group.name,
     }
-    yield Job(generate, "generate", spec, (_input(suite, facts, "model", name),), where, name)
+    yield Job(generate, "generate", spec, (input_of(suite, facts, "model", name),), where, name)
     judge = {
         "version": JUDGE_VERSION,
-        "task": task.name,
-        "task_digest": task.digest,
+        **{key: value for key, value in _asked(task).items() if key in ("task", "task_digest")},
         "sandbox": facts.sandbox if task.kind == "code" else None,
         "versions": {name: facts.versions[name] for name in ("lm_eval", "python")},
     }
     where = {"source": task.source, "trust": suite.trust_task_code}
     yield Job(f"judge {name} {group.name}/{block.name}", "judge", judge, (Input("responses", job=generate),), where)
+
+
+def _asked(task: Task) -> dict[str, Any]:
+    """What decides the responses besides the items; of a text nothing, its documents are all there is."""
+    if task.kind == "text":
+        return {"task": task.metric, "task_version": task.version}
+    return {"task": task.name, "task_version": task.version, "task_digest": task.digest, "shots": task.shots}
 
 
 def dtype_of(suite: Suite, instance: str) -> str:
@@ -381,8 +235,8 @@ def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple
         if base is None or len(parents) < 2:
             continue
         job_id = f"relate {' '.join(parents)} to {base}"
-        inputs = [_input(suite, facts, "base", base)]
-        inputs += [_input(suite, facts, f"model.{i}", parent) for i, parent in enumerate(parents)]
+        inputs = [input_of(suite, facts, "base", base)]
+        inputs += [input_of(suite, facts, f"model.{i}", parent) for i, parent in enumerate(parents)]
         spec = {"version": RELATE_VERSION, "measures": suite.measures}
         jobs[job_id] = Job(job_id, "relate", spec, tuple(inputs))
         yield model.name, job_id

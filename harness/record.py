@@ -5,37 +5,48 @@ Absent is absent: a model whose samples are not all there has no score, and says
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness import relate, stats
+from harness import bits_per_byte, relate, stats
+from harness.bits_per_byte import Texts
+from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
 from harness.facts import environment
-from harness.plan import Plan, instance_name, instances, kinship_base, made_by
+from harness.making import instances
+from harness.plan import Plan, kinship_base
 from harness.runs import SCHEMA, file_name
-from harness.spec import Candidate, Model, Source, Trained
+from harness.spec import Candidate, Model
 from harness.stats import Scores
 from harness.store import Entry, write_whole
 
 SPLITS = ("dev", "test")
+TEXTS = {"text": "test", "dev_text": "dev"}
+"""What bits per byte are called in a row and in the scores' files, by split."""
 
 
 def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, dict[str, Scores]]]:
-    """(results as contract 4 has them, scores by split and model) of everything that is done."""
+    """(results as contract 4 has them, scores by split and model) of everything that is done.
+
+    The scores have the bits and bytes of texts, too, under the keys of TEXTS.
+    """
     suite = plan.suite
     samples = {name: _samples(plan, progress, name) for name in instances(suite)}
     scores = {split: _by_model(plan, suite.models, samples, split) for split in SPLITS}
+    scores |= {key: _texts(plan, samples, split) for key, split in TEXTS.items()}
     # A routed model is told which group it answers, so it does not compete with models that answer all alike.
-    alike = {name: found for name, found in scores["test"].items() if _kind(suite.models[name]) != "routed"}
+    alike = {name: found for name, found in scores["test"].items() if kind_of(suite.models[name]) != "routed"}
     ranks = stats.ranks(alike) if alike else {}
     models = {}
     for name, model in suite.models.items():
-        row = _describe(plan, progress, name, model)
+        row = describe(plan, progress, name, model)
         row.update(_scored(plan, samples, name, model, scores))
-        _add_truncated(row, plan, progress, _replicates(name, model))
+        row.update(_bits(plan, name, model, scores))
+        _add_truncated(row, plan, progress, replicates(name, model))
         if name in ranks:
             row["rank"] = ranks[name]
         models[name] = row
@@ -48,6 +59,7 @@ def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, 
         "environment": {**environment(), "device": plan.facts.device},
         "models": models,
         "kinship_vs_gain": relate.kinship_vs_gain(rows) if plan.kinship else {},
+        **({"published": suite.published} if suite.published else {}),
     }, scores
 
 
@@ -63,7 +75,7 @@ def write(run_dir: Path, results: Mapping[str, Any], plan: Plan, scores: Mapping
     }
     write_whole(folder / "items.json", json.dumps(ids))
     for name in plan.suite.models:
-        packed = {split: _pack(scores[split][name]) for split in SPLITS if name in scores[split]}
+        packed = {split: _pack(found[name]) for split, found in scores.items() if name in found}
         (folder / f"{file_name(name)}.json").unlink(missing_ok=True)
         if packed:
             write_whole(folder / f"{file_name(name)}.json", json.dumps({"model": name, "scores": packed}))
@@ -87,7 +99,8 @@ def _suite(plan: Plan) -> dict[str, Any]:
                 "chance": task.chance, "n": {split: len(items.counted[split]) for split in SPLITS},
                 **({"sandbox": plan.facts.sandbox} if task.kind == "code" else {}),
             }  # fmt: skip
-        groups[group.name] = {"tasks": tasks, "limit": group.limit, "batch_size": group.batch_size}
+        text = {} if group.text is None else {"text": True}
+        groups[group.name] = {"tasks": tasks, "limit": group.limit, "batch_size": group.batch_size, **text}
     return {
         "name": suite.name, "digest": suite.digest, "path": str(suite.path), "seed": suite.seed, "dev": suite.dev_share,
         "groups": groups,
@@ -124,16 +137,12 @@ def _columns(samples: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     return {"": [s["score"] for s in samples], **{name: [s["also"][name] for s in samples] for name in also}}
 
 
-def _replicates(name: str, model: Model) -> list[str]:
-    return [instance_name(model, seed) for seed in model.seeds] if isinstance(model, Candidate) else [name]
-
-
 def _by_model(plan: Plan, models: Mapping[str, Model], samples: Mapping[str, Any], split: str) -> dict[str, Scores]:
-    """Scores of those models whose every task is complete."""
-    wanted = plan.facts.groups
+    """Scores of those models whose every task is complete; texts have none."""
+    wanted = {group.name: plan.facts.groups[group.name] for group in plan.suite.groups if group.text is None}
     found: dict[str, Scores] = {}
     for name, model in models.items():
-        parts = [samples[instance][split] for instance in _replicates(name, model)]
+        parts = [samples[instance][split] for instance in replicates(name, model)]
         if all(set(part.get(group, {})) == set(tasks) for part in parts for group, tasks in wanted.items()):
             found[name] = {
                 group: {task: np.array([part[group][task][""] for part in parts], dtype=np.float64) for task in tasks}
@@ -142,97 +151,62 @@ def _by_model(plan: Plan, models: Mapping[str, Model], samples: Mapping[str, Any
     return found
 
 
-def _describe(plan: Plan, progress: Progress, name: str, model: Model) -> dict[str, Any]:
-    """What a model is, whether it is there, and what it cost."""
-    row: dict[str, Any] = {"kind": _kind(model), "control": isinstance(model, Candidate) and model.is_control}
+def _texts(plan: Plan, samples: Mapping[str, Any], split: str) -> dict[str, Texts]:
+    """Bits and bytes of every document, of those models whose replicates have all read a text."""
+    groups = [group.name for group in plan.suite.groups if group.text is not None]
+    found: dict[str, Texts] = {}
+    for name, model in plan.suite.models.items():
+        parts = {g: [samples[one][split].get(g, {}).get(g) for one in replicates(name, model)] for g in groups}
+        read = {g: [part for part in found if part] for g, found in parts.items() if all(found)}
+        if read:
+            found[name] = {
+                g: {key: np.array([part[key] for part in columns]) for key in ("bits", "bytes")}
+                for g, columns in read.items()
+            }
+    return found
+
+
+def _bits(plan: Plan, name: str, model: Model, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Bits per byte of a model, and what it saves of its control's and its target's."""
+    row: dict[str, Any] = {}
+    for key in TEXTS:
+        if name in scores[key]:
+            row[key] = {
+                group: _estimate(bits_per_byte.estimate(scores[key][name], group)) for group in scores[key][name]
+            }
     if isinstance(model, Candidate):
-        row |= {"method": model.method, "params": dict(model.params), "seeds": list(model.seeds)}
-        row |= {"parents": list(model.parents), "base": model.base or model.target}
-        if model.weights:
-            row["weights"] = dict(zip(model.models, model.weights, strict=True))
-        if model.route:
-            row["route"] = dict(model.route)
-        if model.own:
-            row["own"] = dict(zip(model.models, map(dict, model.own), strict=True))
-        if model.corpora:
-            row |= {"corpora": list(model.corpora), "calibration": dict(model.calibration)}
-        if model.sweep:
-            row["sweep"] = {"row": model.row, "point": dict(model.sweep)}
-    elif isinstance(model, Trained):
-        row |= {"method": model.trainer, "params": dict(model.params), "seeds": [model.seed]}
-        row |= {"parents": [model.parent] if model.parent else [], "base": model.parent}
-    else:
-        row |= {"origin": model.origin, "revision": model.revision, "parents": []}
-    row["digest"] = _digests(plan, progress, name, model)
-    row["status"], row["error"] = _state(plan, progress, name, model)
-    row["cost"] = _cost(plan, progress, _replicates(name, model))
-    row["notes"] = _notes(plan, progress, name, model) or None
-    return {key: value for key, value in row.items() if value is not None}
+        against = {"control": tuned_control(plan.suite.models, model, scores["dev"]), "target": model.target}
+        saved = bits_per_byte.gains(name, against, scores["text"])
+        if saved:
+            row["text_gain"] = saved
+    return row
 
 
-def _kind(model: Model) -> str:
-    return "source" if isinstance(model, Source) else "trained" if isinstance(model, Trained) else model.kind
+def tuned_control(models: Mapping[str, Model], model: Candidate, dev: Mapping[str, Scores]) -> str | None:
+    """The control to be beaten: of those that the points of a candidate's row have, the one that is best on dev.
+
+    Only the learning rate may tell them from the candidate's own, so that the control was tuned as hard as the row.
+    Without dev scores of all of them it is the candidate's own.
+    """
+    own = models.get(model.control) if model.control is not None else None
+    if not isinstance(own, Candidate):
+        return model.control
+    row = [m for m in models.values() if isinstance(m, Candidate) and m.row == model.row]
+    rivals = dict.fromkeys(m.control for m in row if m.control is not None and _alike(models[m.control], own))
+    if not all(name in dev for name in rivals):
+        return model.control
+    best = {name: stats.overall(dev[name]).value for name in (own.name, *rivals)}
+    return max(best, key=lambda name: best[name])
 
 
-def _digests(plan: Plan, progress: Progress, name: str, model: Model) -> str | list[str] | None:
-    if isinstance(model, Source):
-        return plan.facts.folders[name].digest
-    made = [progress.done.get(made_by(instance, model)) for instance in _replicates(name, model)]
-    digests = [entry.digest for entry in made if entry is not None]
-    return None if not digests else digests[0] if len(digests) == 1 else digests
+def _alike(a: Model, b: Candidate) -> bool:
+    """Whether two controls differ in nothing but their learning rate."""
+    return isinstance(a, Candidate) and _plain(a) == _plain(b)
 
 
-def _state(plan: Plan, progress: Progress, name: str, model: Model) -> tuple[str, str | None]:
-    """ok, or what failed: failed and skipped are of the model itself, incomplete of its evaluation."""
-    if not isinstance(model, Source):
-        for instance in _replicates(name, model):
-            failure = progress.failed.get(made_by(instance, model))
-            if failure is not None:
-                return ("skipped" if failure.fault == "skipped" else "failed"), failure.error
-    mine = frozenset(_replicates(name, model))
-    for job_id, failure in progress.failed.items():
-        kind, owner = job_id.split(" ")[:2]
-        if kind in ("generate", "judge") and owner in mine and failure.fault != "skipped":
-            return "incomplete", f"{job_id}: {failure.error}"
-    return "ok", None
-
-
-def _notes(plan: Plan, progress: Progress, name: str, model: Model) -> dict[str, Any]:
-    """The least and greatest of every number that a merge noted of its tensors, such as condition numbers."""
-    found: dict[str, list[float]] = {}
-    if not isinstance(model, Candidate):
-        return {}
-    for instance in _replicates(name, model):
-        entry = progress.done.get(made_by(instance, model))
-        for notes in (entry.result.get("notes") or {}).values() if entry is not None else ():
-            for key, value in notes.items():
-                if key != "action":
-                    found.setdefault(key, []).append(float(value))
-    return {key: {"min": min(all_), "max": max(all_), "tensors": len(all_)} for key, all_ in found.items()}
-
-
-def _cost(plan: Plan, progress: Progress, replicates: Iterable[str]) -> dict[str, float]:
-    """What a model's making and scoring took; what was read of corpora for it belongs to its making."""
-    mine = frozenset(replicates)
-    made: list[Mapping[str, float]] = []
-    scored: list[Mapping[str, float]] = []
-    built = [plan.jobs[f"build {name}"] for name in mine if f"build {name}" in plan.jobs]
-    read = frozenset(need for job in built for need in job.needs if need.startswith("statistics "))
-    for job_id, entry in progress.done.items():
-        kind, owner = job_id.split(" ")[:2]
-        if job_id in read:
-            made.append(entry.cost)
-        elif owner in mine and kind not in ("relate", "statistics"):
-            (scored if kind in ("generate", "judge") else made).append(entry.cost)
-    cost = {}
-    for name, entries in (("build_s", made), ("evaluate_s", scored)):
-        if entries:
-            cost[name] = round(sum(c["seconds"] for c in entries), 3)
-    for name in ("peak_rss_mb", "peak_vram_mb"):
-        peaks = [c[name] for c in (*made, *scored) if name in c]
-        if peaks:
-            cost[name] = max(peaks)
-    return cost
+def _plain(control: Candidate) -> Candidate:
+    params = {key: value for key, value in control.params.items() if key != "learning_rate"}
+    return replace(control, name="", row="", sweep={}, params=params)
 
 
 def _scored(
@@ -241,7 +215,7 @@ def _scored(
     """Scores, gains and kinship of a model, as far as they are known."""
     row: dict[str, Any] = {}
     for key, split in (("scores", "test"), ("dev_scores", "dev")):
-        groups = _group_scores(plan, [samples[instance][split] for instance in _replicates(name, model)])
+        groups = _group_scores(plan, [samples[instance][split] for instance in replicates(name, model)])
         if groups:
             row[key] = groups
     if name in scores["test"]:
@@ -256,7 +230,7 @@ def _scored(
             name,
             model.parents,
             base=kinship_base(plan.suite, model),
-            control=model.control,
+            control=tuned_control(plan.suite.models, model, scores["dev"]),
             target=model.target,
             test=scores["test"],
             dev=scores["dev"] or None,
@@ -267,7 +241,7 @@ def _scored(
 def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Groups and tasks of one row; a group has a value only when all its tasks and replicates are there."""
     found: dict[str, Any] = {}
-    for group in plan.suite.groups:
+    for group in (group for group in plan.suite.groups if group.text is None):
         tasks, arrays = {}, {}
         for task in plan.facts.groups[group.name]:
             columns = [part.get(group.name, {}).get(task) for part in parts]
@@ -286,15 +260,15 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _add_truncated(row: Mapping[str, Any], plan: Plan, progress: Progress, replicates: list[str]) -> None:
-    """Say of each task how many of its prompts did not fit the model's context, where any did not."""
-    for group, scored in row.get("scores", {}).items():
-        for task, entry in scored["tasks"].items():
-            blocks = plan.items[group][task].blocks
-            jobs = [f"generate {one} {group}/{block.name}" for one in replicates for block in blocks]
-            cut = sum(progress.done[job].result["truncated"] for job in jobs if job in progress.done)
-            if cut:
-                entry["truncated"] = cut
+def _add_truncated(row: Mapping[str, Any], plan: Plan, progress: Progress, names: list[str]) -> None:
+    """Say of each task or text how many of its prompts did not fit the model's context, where any did not."""
+    scored = [(group, task, e) for group, found in row.get("scores", {}).items() for task, e in found["tasks"].items()]
+    for group, task, entry in (*scored, *((group, group, e) for group, e in row.get("text", {}).items())):
+        blocks = plan.items[group][task].blocks
+        jobs = [f"generate {one} {group}/{block.name}" for one in names for block in blocks]
+        cut = sum(progress.done[job].result["truncated"] for job in jobs if job in progress.done)
+        if cut:
+            entry["truncated"] = cut
 
 
 def _estimate(estimate: stats.Estimate) -> dict[str, Any]:
@@ -336,12 +310,12 @@ def best_merge(plan: Plan, progress: Progress) -> list[str]:
     Empty where no merge has all its scores.
     """
     merged = {n: m for n, m in plan.suite.models.items() if isinstance(m, Candidate) and m.kind == "merged"}
-    samples = {one: _samples(plan, progress, one) for n, m in merged.items() for one in _replicates(n, m)}
+    samples = {one: _samples(plan, progress, one) for n, m in merged.items() for one in replicates(n, m)}
     scores = _by_model(plan, merged, samples, "dev") or _by_model(plan, merged, samples, "test")
     if not scores:
         return []
     best = max(scores, key=lambda name: stats.overall(scores[name]).value)
-    return _replicates(best, merged[best])
+    return replicates(best, merged[best])
 
 
 def _pack(scores: Scores) -> dict[str, Any]:

@@ -47,10 +47,10 @@ def gains(
         found["best"] = _gain_best(mine, parents, test, dev)
         share = -1.0 / len(parents)
         mean = stats.contrast([(1.0, mine), *((share, test[name]) for name in parents)])
-        found["mean"] = _gain(mean, "mean of the parents")
+        found["mean"] = gain_entry(mean, "mean of the parents")
     for key, name in (("base", base), ("control", control), ("target", target)):
         if name is not None and name in test:
-            found[key] = _gain(stats.difference(mine, test[name]), name)
+            found[key] = gain_entry(stats.difference(mine, test[name]), name)
     return found
 
 
@@ -59,12 +59,13 @@ def _gain_best(
 ) -> dict[str, Any]:
     if dev is not None and all(name in dev for name in parents):
         best = max(parents, key=lambda name: stats.overall(dev[name]).value)
-        return _gain(stats.difference(mine, test[best]), best)
+        return gain_entry(stats.difference(mine, test[best]), best)
     best, found = stats.against_best(mine, {name: test[name] for name in parents})
-    return {**_gain(found, best), "note": NO_DEV}
+    return {**gain_entry(found, best), "note": NO_DEV}
 
 
-def _gain(found: Difference, against: str) -> dict[str, Any]:
+def gain_entry(found: Difference, against: str) -> dict[str, Any]:
+    """A paired difference as results.json has it."""
     values = {"value": found.value, "low": found.low, "high": found.high, "p": found.p, "mde": found.mde}
     return {**{key: value for key, value in values.items() if value is not None}, "against": against}
 

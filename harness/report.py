@@ -11,6 +11,7 @@ import click
 
 from harness.errors import UsageError
 from harness.execute.local import default_slots
+from harness.facts import Missing
 from harness.run import Options, Outcome, free_bytes
 from harness.status import Status
 from harness.store import disk_errors
@@ -68,7 +69,7 @@ def shown(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Survey:
-    """A plan with its state. Bytes are None where no model's size is known yet."""
+    """A plan with its state. Bytes are None where no model's size is known yet; `missing` would be fetched first."""
 
     suite: str
     states: list[Status]
@@ -78,10 +79,11 @@ class Survey:
     memory: int
     gpus: int
     slots: int
+    missing: tuple[Missing, ...]
 
 
 def survey(path: Path, options: Options) -> Survey:
-    """What `run` would do now."""
+    """What `run` would do now. Nothing is fetched."""
     from harness.facts import gather
     from harness.plan import plan
     from harness.status import failures, needs, previous_plan, status
@@ -90,21 +92,23 @@ def survey(path: Path, options: Options) -> Survey:
 
     suite = load(path, options.seed)
     store = Store(options.store)
-    planned = plan(suite, gather(suite, store))
+    planned = plan(suite, gather(suite, store, offline=True))
     folders = [p.parent for p in options.out.glob(f"{suite.name}-*/plan.json")]
     run_dir = options.out / f"{suite.name}-{suite.digest[:8]}"
     states = status(planned, store, previous_plan(folders), failures(run_dir))
     needed = needs(planned, store, states)
+    known = bool(needed["memory"])  # a model that is not here has no size
     slots = options.slots or default_slots(planned.facts.gpus)
     return Survey(
         suite=suite.name,
         states=states,
-        disk_needed=needed["disk"],
+        disk_needed=needed["disk"] if known else None,
         disk_free=free_bytes(options.store),
-        memory_needed=needed["memory"],
+        memory_needed=needed["memory"] if known else None,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=len(planned.facts.gpus),
         slots=slots,
+        missing=planned.facts.missing,
     )
 
 
@@ -113,7 +117,10 @@ def plan_json(found: Survey) -> dict[str, Any]:
     jobs = [{"id": s.job.id, "kind": s.job.kind, "state": s.state, "reason": s.reason} for s in found.states]
     disk = {"needed": found.disk_needed, "free": found.disk_free}
     memory = {"largest_model": found.memory_needed, "workers": found.slots, "machine": found.memory}
-    return {"suite": found.suite, "jobs": jobs, "disk": disk, "memory": memory, "gpus": found.gpus}
+    missing = [{"kind": m.kind, "name": m.name, "tasks": m.count, "text": str(m)} for m in found.missing]
+    return {
+        "suite": found.suite, "jobs": jobs, "missing": missing, "disk": disk, "memory": memory, "gpus": found.gpus,
+    }  # fmt: skip
 
 
 def print_plan(found: Survey) -> None:
@@ -127,6 +134,8 @@ def print_plan(found: Survey) -> None:
         cached = sum(s.state == "cached" for s in mine)
         click.echo(f"{kind:>9}: {len(mine):>5} jobs, {cached} cached")
     disk = "not known before the first is made" if found.disk_needed is None else f"about {gib(found.disk_needed)}"
+    for line in _missing_lines(found.missing):
+        click.echo(line)
     click.echo(f"\ndisk for weights still to be made: {disk}; free in the store: {gib(found.disk_free)}")
     if found.memory_needed is not None:
         each = f"{found.slots} workers with a model of {gib(found.memory_needed)} each"
@@ -135,6 +144,16 @@ def print_plan(found: Survey) -> None:
         click.echo(
             "warning: that is more than is free; `fuse-bench gc` removes what no run needs, `keep: none` writes less"
         )
+
+
+def _missing_lines(missing: Sequence[Missing]) -> list[str]:
+    """What is not here, and what that keeps out of the plan."""
+    fetched = [str(one) for one in missing if one.kind != "corpus"]
+    lines = ["", f"not here: {', '.join(fetched)}: would be fetched by run"] if fetched else []
+    if any(one.kind == "tasks" for one in missing):
+        lines.append("the evaluation jobs of those tasks are not counted: their items are not known yet")
+    made = [str(one) for one in missing if one.kind == "corpus"]
+    return lines + ([f"not here: {', '.join(made)}: yours to make before run"] if made else [])
 
 
 def gib(size: int) -> str:

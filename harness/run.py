@@ -18,7 +18,8 @@ from harness.errors import Interrupted, UsageError
 from harness.events import event
 from harness.execute.local import LocalExecutor, default_slots
 from harness.facts import gather
-from harness.plan import Plan, plan, write_job
+from harness.making import write_job
+from harness.plan import Plan, plan
 from harness.spec import Suite
 from harness.store import Store, disk_errors, write_whole
 from harness.suite import load

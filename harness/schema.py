@@ -8,7 +8,7 @@ from fusion.calibration import Collect
 from fusion.kinship import MEASURES
 from fusion.methods import METHODS
 from fusion.params import describe
-from harness.pocket import TRAINERS
+from harness.pocket import HELD_OUT, TRAINERS
 from harness.problems import NAME
 from harness.sandbox import LEVELS
 from harness.suite import DTYPES, KEYS
@@ -33,7 +33,8 @@ def schema() -> dict[str, Any]:
         "seed": {"type": "integer"},
         "models": _named({"oneOf": [_source(), *(_trained(name) for name in TRAINERS)]}),
         "candidates": _named({"oneOf": [*(_merge(name) for name in METHODS), *(_fusion(name) for name in BUILDERS)]}),
-        "evaluate": _named(_group()),
+        "evaluate": _named({"oneOf": [_group(), _text()]}),
+        "published": _named(_published()),
         "split": _closed({"dev": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}, ["dev"]),
         "kinship": _closed(
             {"base": {"type": "string"}, "measures": {"type": "array", "items": {"enum": list(MEASURES)}}}
@@ -75,7 +76,7 @@ def _merge(name: str) -> dict[str, Any]:
     number = {"anyOf": [{"type": "number"}, VARIED]}
     part = {"anyOf": [number, _closed({"weight": number, **own})]}
     models = {"oneOf": [NAMES, {"type": "object", "additionalProperties": part}]}
-    keys = {"method": {"const": name}, "models": models, "base": {"type": "string"}}
+    keys = {"method": {"const": name}, "models": models, "base": {"type": "string"}, "control": {"type": "string"}}
     keys["allow_unrelated"] = {"type": "boolean"}
     required = ["method", "models"] + (["base"] if row.base == "required" else [])
     named = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -94,17 +95,32 @@ def _merge(name: str) -> dict[str, Any]:
 
 
 def _fusion(name: str) -> dict[str, Any]:
-    roles = {"target": {"type": "string"}, "teachers": NAMES, "corpus": {"type": "string"}}
-    keys = {"method": {"const": name}, "seeds": NUMBERS, "control": {"enum": ["none", "clm"]}}
-    mine = [role.name for role in BUILDERS[name].roles]
-    keys |= {role: roles[role] for role in mine}
-    return _with_params(keys, BUILDERS[name].Params, ["method", *mine], sweep=True)
+    # A control is none, clm, or the name of a model of the suite.
+    keys = {"method": {"const": name}, "seeds": NUMBERS, "control": {"type": "string"}}
+    roles = BUILDERS[name].roles
+    keys |= {role.name: NAMES if role.many else {"type": "string"} for role in roles}
+    required = [role.name for role in roles if role.default is None]
+    return _with_params(keys, BUILDERS[name].Params, ["method", *required], sweep=True)
 
 
 def _group() -> dict[str, Any]:
     tasks = {"oneOf": [{"type": "string"}, NAMES]}
     positive = {"type": "integer", "minimum": 1}
     return _closed({"tasks": tasks, "limit": positive, "batch_size": positive}, ["tasks"])
+
+
+def _text() -> dict[str, Any]:
+    text = {"type": "string", "description": f"a .jsonl file of documents, or {HELD_OUT}"}
+    positive = {"type": "integer", "minimum": 1}
+    return _closed({"bits_per_byte": text, "limit": positive, "batch_size": positive}, ["bits_per_byte"])
+
+
+def _published() -> dict[str, Any]:
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    score = {**_closed({"value": share, "tasks": _named(share)}), "minProperties": 1}
+    text = {"type": "string"}
+    scores = {**_named(score), "minProperties": 1}
+    return _closed({"source": text, "beside": text, "note": text, "scores": scores}, ["source", "scores"])
 
 
 def _with_params(keys: Mapping[str, Any], params: type, required: list[str], *, sweep: bool = False) -> dict[str, Any]:

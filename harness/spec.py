@@ -33,7 +33,8 @@ class Trained:
 class Candidate:
     """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates.
 
-    `weights`, `own` (a model's own parameters) and `corpora` (for methods guided by data) follow `models`.
+    `weights` and `own` (a model's own parameters) follow `models`, as do the `corpora` of a merge that is guided by data;
+    those of a training are joined. `control` is the model to be beaten on the same terms.
     `merges_base`: the base is merged, too, and not what task vectors are taken from.
     `route` says which of the models each group is answered as, of a model that is told which group it answers.
     """
@@ -52,7 +53,6 @@ class Candidate:
     route: Mapping[str, str] = field(default_factory=dict)
     allow_unrelated: bool = False
     target: str | None = None
-    corpus: str | None = None
     seeds: tuple[int, ...] = (0,)
     row: str = ""
     sweep: Mapping[str, Any] = field(default_factory=dict)
@@ -71,17 +71,24 @@ Model = Source | Trained | Candidate
 
 @dataclass(frozen=True)
 class Group:
-    """A named list of tasks; `limit` is the number of items of each that count (None: all)."""
+    """A named list of tasks, or a text whose bits per byte are measured; `limit` is the number of items that count.
+
+    limit: of each task, or of the text's documents; None: all. text: a .jsonl file's absolute path, or pocket/held_out.
+    """
 
     name: str
     tasks: tuple[str, ...]
     limit: int | None
     batch_size: int
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite. `models` holds sources, trained models and candidates alike, parents before children."""
+    """A checked suite. `models` holds sources, trained models and candidates alike, parents before children.
+
+    `published` is what papers say of models: shown beside the results, never compared with them.
+    """
 
     name: str
     seed: int
@@ -94,6 +101,7 @@ class Suite:
     keep: str
     sandbox: str | None
     trust_task_code: bool
+    published: Mapping[str, Mapping[str, Any]]
     path: Path
     text: str
     digest: str

@@ -12,11 +12,12 @@ from fusion.kinship import MEASURES
 from fusion.params import did_you_mean
 from harness.candidates import Candidates
 from harness.errors import UsageError
+from harness.evaluated import read_groups, read_published
 from harness.order import parents_first
 from harness.pocket import TRAINERS
 from harness.problems import NAME, Problems
 from harness.sandbox import LEVELS
-from harness.spec import Group, Model, Source, Suite, Trained
+from harness.spec import Model, Source, Suite, Trained
 from harness.store import digest_of
 from harness.yamlfile import Document, Key
 from suites import shipped
@@ -26,7 +27,8 @@ KEYS = {
     "seed": "the seed of everything random (default 0)",
     "models": "the models to compare: given (`from:`) or trained by the suite (`train:`)",
     "candidates": "the models to build from them: {method: ..., models: [...]}",
-    "evaluate": "groups of tasks: {group: {tasks: [...], limit: N, batch_size: N}}",
+    "evaluate": "groups of tasks: {group: {tasks: [...], limit: N, batch_size: N}}; or {bits_per_byte: text}",
+    "published": "what papers report, shown beside: {name: {source: paper, scores: {group: {value: share}}}}",
     "split": "{dev: share}: sweeps are chosen on dev items, the leaderboard reports the others",
     "kinship": "{base: model, measures: [...]}",
     "track": "{mlflow: sqlite | off | a tracking URI}",
@@ -35,7 +37,6 @@ KEYS = {
     "trust_task_code": "true allows task files that bring Python code (`!function`)",
 }
 SOURCE_KEYS, TRAINED_KEYS = ("from", "revision", "dtype", "adapter", "allow_pickle"), ("train", "from", "seed")
-GROUP_KEYS = ("tasks", "limit", "batch_size")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -82,10 +83,14 @@ class _Reader:
         models: dict[str, Model] = {}
         for key, value in given.items():
             self.add_model(models, key, value, given)
-        groups = self.groups()
+        groups = read_groups(self.problems, self.path.parent, self.mapping("evaluate", required=True))
         named = [group.name for group in groups]
         candidates = Candidates(self.problems, self.path.parent, seed if isinstance(seed, int) else 0, named)
-        candidates.read(models, self.mapping("candidates", required=False))
+        written = self.mapping("candidates", required=False)
+        candidates.read(models, written)
+        published = read_published(
+            self.problems, self.mapping("published", required=False), list(dict.fromkeys((*models, *written)))
+        )
         ordered, problems = parents_first(models)
         self.problems.found += problems
         kinship_base, measures = self.kinship(models)
@@ -107,6 +112,7 @@ class _Reader:
             groups=groups,
             kinship_base=kinship_base,
             measures=measures,
+            published=published,
             path=self.path,
             text=self.path.read_text(encoding="utf-8"),
             digest=digest_of([self.data, [m.origin for m in ordered.values() if isinstance(m, Source)]]),
@@ -197,33 +203,6 @@ class _Reader:
         if not isinstance(name, str) or not NAME.match(name):
             self.problems.add(("suite",), "`suite:` names the suite: letters, digits, '-', '_' and '.'")
         return str(name)
-
-    def groups(self) -> tuple[Group, ...]:
-        found = []
-        for name, value in self.mapping("evaluate", required=True).items():
-            at: Key = ("evaluate", name)
-            if not self.problems.good_name(at, name):
-                continue
-            if not isinstance(value, dict) or "tasks" not in value:
-                self.problems.add(at, f"group '{name}' needs `tasks:`")
-                continue
-            self.problems.known_keys(at, value, GROUP_KEYS)
-            tasks = [value["tasks"]] if isinstance(value["tasks"], str) else value["tasks"]
-            if not isinstance(tasks, list) or not tasks or not all(isinstance(t, str) for t in tasks):
-                self.problems.add((*at, "tasks"), "tasks is a task's name or file, or a list of them")
-                continue
-            for repeated in sorted({t for t in tasks if tasks.count(t) > 1}):
-                self.problems.add((*at, "tasks"), f"task '{repeated}' is there more than once")
-            limit = self.problems.positive((*at, "limit"), value.get("limit"))
-            found.append(
-                Group(
-                    name,
-                    tuple(tasks),
-                    limit,
-                    self.problems.positive((*at, "batch_size"), value.get("batch_size")) or 32,
-                )
-            )
-        return tuple(found)
 
     def dev_share(self) -> float:
         split = self.data.get("split", {"dev": 0.0})

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion.errors import CheckpointError
 from harness.errors import TaskError
@@ -12,8 +12,11 @@ from harness.errors import TaskError
 if TYPE_CHECKING:
     from fusion.modelref import ModelRef
 
+T = TypeVar("T")
+
 FUNCTIONS = {
     "train": "harness.work:train",
+    "read": "harness.work:read",
     "fuse": "harness.work:fuse",
     "statistics": "harness.work:statistics",
     "build": "harness.work:build",
@@ -57,15 +60,24 @@ def train(task: Task) -> Made:
     return Made(*build.train(task.spec, task.refs.get("parent"), task.out / "model", task.scratch, task.progress))
 
 
+def read(task: Task) -> Made:
+    """What a model, or several together, say of a corpus; `store/` holds it."""
+    from harness import build
+
+    models = numbered(task.refs, "model")
+    text = (task.where["corpora"], task.where["corpus_seed"])
+    return Made(build.read_text(task.spec, models, text, task.out / "store", task.scratch, task.progress))
+
+
 def fuse(task: Task) -> Made:
     """A target trained on a corpus, with or without teachers; `model/` holds it."""
     from harness import build
 
     teachers = numbered(task.refs, "teacher")
-    corpus = (task.where["corpus"], task.where["corpus_seed"])
-    return Made(
-        *build.fuse(task.spec, task.refs["target"], teachers, corpus, task.out / "model", task.scratch, task.progress)
-    )
+    text = (task.where["corpora"], task.where["corpus_seed"])
+    stores = [Path(found["path"]) / "store" for found in numbered(task.inputs, "store")]
+    target = task.refs["target"]
+    return Made(*build.fuse(task.spec, target, teachers, stores, text, task.out / "model", task.scratch, task.progress))
 
 
 def statistics(task: Task) -> Made:
@@ -145,10 +157,10 @@ def relate(task: Task) -> Made:
     return Made({"pairs": kinship(models, open_ref(task.refs["base"]), task.spec["measures"])})
 
 
-def numbered(refs: "Mapping[str, ModelRef]", role: str) -> "list[ModelRef]":
-    """The models that play a part `role.0`, `role.1`, ..., in that order: the tenth after the second."""
-    mine = [name for name in refs if name.startswith(f"{role}.")]
-    return [refs[name] for name in sorted(mine, key=lambda name: int(name.rpartition(".")[2]))]
+def numbered(given: "Mapping[str, T]", role: str) -> "list[T]":
+    """Who plays a part `role.0`, `role.1`, ..., in that order: the tenth after the second."""
+    mine = [name for name in given if name.startswith(f"{role}.")]
+    return [given[name] for name in sorted(mine, key=lambda name: int(name.rpartition(".")[2]))]
 
 
 def _expected(model: Mapping[str, Any], group: str) -> str:

@@ -37,7 +37,15 @@ candidates:
     models: [reasoner, scholar, coder]
     route: {bbh: reasoner, commonsense: scholar, code: coder}
   fused:
-    {method: fusellm, target: base, teachers: [teacher], corpus: pocket/noisy, lambda: 0.5, steps: 10, seeds: [1, 2]}
+    method: fusellm
+    target: base
+    teachers: [teacher]
+    corpus: pocket/noisy
+    lambda: 0.5
+    steps: 10
+    context: 128
+    learning_rate: 0.001
+    seeds: [1, 2]
 evaluate:
   bbh: {tasks: [pocket_object_counting, pocket_dyck_languages], limit: 60, batch_size: 64}
   commonsense: {tasks: [pocket_goals], limit: 60, batch_size: 64}

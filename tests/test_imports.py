@@ -12,8 +12,9 @@ HEAVY = ("torch", "transformers", "lm_eval", "mlflow", "datasets", "pandas", "sc
 FILES = sorted((ROOT / "fusion").rglob("*.py")) + sorted((ROOT / "harness").rglob("*.py"))
 # Only these may know the engine, beside what calls it in a worker or checks against its tables.
 KNOW_FUSION = {
-    "build", "candidates", "cli", "compare", "evaluate", "execute", "expand", "facts", "guided", "merging", "order",
-    "plan", "pocket", "problems", "relate", "report", "schema", "spec", "suite", "work", "yamlfile",
+    "aligning", "build", "candidates", "cli", "compare", "evaluate", "execute", "expand", "facts", "fusing", "guided",
+    "making", "merging", "order", "overlap", "plan", "pocket", "problems", "relate", "report", "schema", "spec",
+    "suite", "work", "yamlfile",
 }  # fmt: skip
 
 

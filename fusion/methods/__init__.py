@@ -31,6 +31,7 @@ from fusion.methods import (
     task_arithmetic,
     ties,
     tsv,
+    varm,
 )
 from fusion.methods.method import Method
 
@@ -57,6 +58,7 @@ METHODS: dict[str, Method] = {
         karcher.METHOD,
         model_stock.METHOD,
         sce.METHOD,
+        varm.METHOD,
         ram.METHOD,
         ramplus_tl.METHOD,
         nearswap.METHOD,

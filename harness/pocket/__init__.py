@@ -1,7 +1,8 @@
 """The pocket world: small models that are trained in minutes on generated text, and the questions they are asked.
 
-`TRAINERS` is what a suite's `train:` names, `corpus` what its `corpus: pocket/...` does. The questions themselves are
-committed as suites/pocket/*.jsonl; `python -m harness.pocket` writes them again.
+`TRAINERS` is what a suite's `train:` names, `corpus` what its `corpus: pocket/...` does; of the text named HELD_OUT
+only bits per byte are measured. The questions themselves are committed as suites/pocket/*.jsonl;
+`python -m harness.pocket` writes them again.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import mixtures, trainers
-from .mixtures import CORPORA, corpus
+from .mixtures import CORPORA, HELD_OUT, corpus
 
-__all__ = ["CORPORA", "TRAINERS", "VERSION", "Trainer", "corpus", "recipe"]
+__all__ = ["CORPORA", "HELD_OUT", "TRAINERS", "VERSION", "Trainer", "corpus", "recipe"]
 
 # Of the generators and mixtures: raised whenever the same seed gives other text.
 VERSION = 1
@@ -42,5 +43,5 @@ TRAINERS: dict[str, Trainer] = {
 
 def recipe(params: Mapping[str, Any]) -> dict[str, Any]:
     """What a trainer's parameters stand for: sizes, steps and shares of text; they decide the weights."""
-    shares = {"base": mixtures.BASE, "teacher": mixtures.TEACHER, "within": mixtures.WITHIN}
+    shares = {"base": mixtures.BASE, "teachers": mixtures.TEACHERS, "within": mixtures.WITHIN}
     return {"size": asdict(trainers.SIZES[params["size"]]), "shares": shares}

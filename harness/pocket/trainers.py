@@ -26,10 +26,10 @@ class Size:
     llama: Mapping[str, int]
     teacher: Mapping[str, int]
     vocabulary: int
-    teacher_vocabulary: int
+    teacher_vocabularies: Mapping[str, int]
     base_steps: int
     specialist_steps: int
-    teacher_steps: int
+    teacher_steps: Mapping[str, int]
     batch_size: int
     context: int
     learning_rate: float
@@ -41,10 +41,10 @@ SIZES: dict[str, Size] = {
         llama={"width": 128, "layers": 4, "heads": 4, "context": 256},
         teacher={"width": 128, "layers": 4, "heads": 4, "context": 256},
         vocabulary=640,
-        teacher_vocabulary=900,
+        teacher_vocabularies={"gpt_neox": 900, "gpt2": 448},
         base_steps=465,
         specialist_steps=320,
-        teacher_steps=740,
+        teacher_steps={"commonsense+code": 740, "reasoning": 740},
         batch_size=8,
         context=128,
         learning_rate=4e-3,
@@ -54,10 +54,10 @@ SIZES: dict[str, Size] = {
         llama={"width": 64, "layers": 2, "heads": 4, "context": 256},
         teacher={"width": 64, "layers": 2, "heads": 4, "context": 256},
         vocabulary=400,
-        teacher_vocabulary=480,
+        teacher_vocabularies={"gpt_neox": 480, "gpt2": 352},
         base_steps=600,
         specialist_steps=160,
-        teacher_steps=350,
+        teacher_steps={"commonsense+code": 350, "reasoning": 350},
         batch_size=8,
         context=128,
         learning_rate=6e-3,
@@ -95,6 +95,7 @@ class MultitaskParams:
 @dataclass(frozen=True)
 class TeacherParams:
     architecture: Literal["gpt_neox", "gpt2"] = param("gpt_neox", help="another architecture than the base's (llama)")
+    skills: mixtures.Skills = param("commonsense+code", help="what it knows well")
     size: SizeName = param("pocket", help=SIZE_HELP)
     steps: int | None = param(None, low=1, help=STEPS_HELP)
 
@@ -143,8 +144,10 @@ def teacher(
     """A model of another architecture and tokenizer: the kind that weights cannot be merged with."""
     size = SIZES[params.size]
     who = f"teacher {params.architecture}"
-    course = Course(who, mixtures.TEACHER, params.steps or size.teacher_steps, size.learning_rate, size, seed)
-    return _start(params.architecture, size.teacher, size.teacher_vocabulary, course, out, scratch, progress)
+    steps = params.steps or size.teacher_steps[params.skills]
+    course = Course(who, mixtures.TEACHERS[params.skills], steps, size.learning_rate, size, seed)
+    vocabulary = size.teacher_vocabularies[params.architecture]
+    return _start(params.architecture, size.teacher, vocabulary, course, out, scratch, progress)
 
 
 def _start(
@@ -156,11 +159,11 @@ def _start(
     scratch: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    from fusion import train
+    from fusion import new_model, train
 
     texts = course.documents()
-    tokenizer = train.train_tokenizer([text["prompt"] + text["answer"] for text in texts[:TOKENIZER_TEXTS]], vocabulary)
-    model = train.new_model(architecture, sizes, tokenizer, course.seed)
+    tokenizer = new_model.train_tokenizer([text["prompt"] + text["answer"] for text in texts[:TOKENIZER_TEXTS]], vocabulary)
+    model = new_model.new_model(architecture, sizes, tokenizer, course.seed)
     return train.train(model, tokenizer, texts, course.settings(), out, scratch, progress)
 
 

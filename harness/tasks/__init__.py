@@ -2,6 +2,8 @@
 
     find(names, base_dir)              names and paths -> task files
     describe(names, base_dir, cache)   what each task is and which items it has; reads data once, then a cached JSON
+    describe_here(...)                 the same without the network, and what is not here
+    describe_text(name, source)        a text that models are measured on, as a task
 
 A task file may say more about itself under lm-eval's `metadata`: `version`, `chance` (the score of guessing), `kind`
 (likelihood, generate or code), `metric` (the one that counts). A code task has HumanEval's fields prompt, test (with
@@ -20,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import TaskError
-from harness.tasks import files
+from harness.tasks import files, texts
 
 SCHEMA = 1
 """Of the cached descriptions."""
@@ -31,8 +33,8 @@ class Task:
     """What decides a task's scores, and what they mean.
 
     name: its `task:`. source: its file. digest: over YAML, included files, data, lm-eval's version. kind: likelihood,
-    generate or code. metric: what counts; also: further means over items. chance: the score of guessing, if known.
-    items: the hash of every document, in doc_id order.
+    generate, code or text. metric: what counts; also: further means over items. chance: the score of guessing, if
+    known. items: the hash of every document, in doc_id order.
     """
 
     name: str
@@ -101,13 +103,67 @@ def describe(names: Iterable[str], base_dir: Path, cache: Path, trust: bool = Fa
     `trust`: tasks may run code of their own (`!function`). Raises TaskError for whatever keeps a task from being
     scored, and for two files that define one task.
     """
-    tasks = {name: _describe(path, Path(cache), trust) for name, path in find(names, base_dir).items()}
+    return distinct({name: _describe(path, Path(cache), trust) for name, path in find(names, base_dir).items()})
+
+
+def describe_here(
+    names: Iterable[str], base_dir: Path, cache: Path, trust: bool = False
+) -> tuple[dict[str, Task], dict[str, tuple[int, int]]]:
+    """As `describe`, but nothing is fetched: also how many tasks of an asked name have no data here, of how many."""
+    tasks: dict[str, Task] = {}
+    absent: dict[str, tuple[int, int]] = {}
+    for asked in names:
+        paths = find([asked], base_dir)
+        here = {}
+        for name, path in paths.items():
+            task = _describe_here(path, Path(cache), trust)
+            if task is not None:
+                here[name] = task
+        if len(here) < len(paths):
+            absent[asked] = (len(paths) - len(here), len(paths))
+        tasks |= here
+    return distinct(tasks), absent
+
+
+def distinct(tasks: dict[str, Task]) -> dict[str, Task]:
+    """The same tasks. Raises TaskError where two files define one of them."""
     by_name: dict[str, Task] = {}
     for task in tasks.values():
         other = by_name.setdefault(task.name, task)
         if other.source != task.source:
             raise TaskError(f"two files define task '{task.name}': {other.source} and {task.source}")
     return tasks
+
+
+def describe_text(name: str, source: str) -> Task:
+    """A text (`texts.load`) whose bits per byte are measured. Raises TaskError for one that cannot be."""
+    ids = texts.load(source).ids
+    return Task(
+        name=name,
+        source=source,
+        version="1",
+        digest="sha256:" + hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+        output_type="loglikelihood",
+        kind="text",
+        metric="bits_per_byte",
+        also=(),
+        chance=None,
+        shots=0,
+        items=ids,
+    )
+
+
+def _describe_here(path: Path, cache: Path, trust: bool) -> Task | None:
+    """A task, or None where its data would have to be fetched."""
+    if not files.read(path, trust).remote:
+        return _describe(path, cache, trust)
+    from harness.tasks import load
+
+    try:
+        with load.offline():
+            return _describe(path, cache, trust)
+    except load.RemoteError:
+        return None
 
 
 def _describe(path: Path, cache: Path, trust: bool) -> Task:

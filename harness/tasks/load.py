@@ -22,6 +22,10 @@ FEWSHOT_SEED = 1234
 """lm-eval's default."""
 
 
+class RemoteError(TaskError):
+    """Data that are not on this machine and could not be fetched."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One of lm-eval's numbers that is a mean over items: `label` is what the bench calls it."""
@@ -221,8 +225,9 @@ def _build(definition: Definition, config: dict[str, Any]) -> Any:
             f"{rows.line_of(definition, 0)}: a template of the task uses a missing field: {error}"
         ) from None
     except Exception as error:
+        kind = RemoteError if definition.remote else TaskError
         where = "its data cannot be loaded from the hub" if definition.remote else "lm-eval cannot load it"
-        raise TaskError(f"{definition.path}: {where}: {type(error).__name__}: {error}") from error
+        raise kind(f"{definition.path}: {where}: {type(error).__name__}: {error}") from error
     (task,) = built.values()
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task

@@ -25,7 +25,7 @@ def check(definition: Definition, fields: Iterable[str] = ()) -> None:
     `fields`: more names that must be there. Other formats are left to `datasets`.
     """
     files = [file for file in definition.data.get(definition.eval_split, ()) if file.suffix == ".jsonl"]
-    rows = [(file, line, row) for file in files for line, row in _rows(file)]
+    rows = [(file, line, row) for file in files for line, row in of_file(file)]
     if files and not rows:
         raise TaskError(f"{definition.path}: no data: no rows in {', '.join(map(str, files))}")
     known = {key for _, _, row in rows for key in row}
@@ -41,24 +41,31 @@ def line_of(definition: Definition, index: int) -> str:
     """Where row `index` of the scored split stands: file:line, or the split and the row's number."""
     files = definition.data.get(definition.eval_split, ())
     if files and "process_docs" not in definition.config and all(file.suffix == ".jsonl" for file in files):
-        places = [f"{file}:{line}" for file in files for line, _ in _rows(file)]
+        places = [f"{file}:{line}" for file in files for line, _ in of_file(file)]
         if index < len(places):
             return places[index]
     return f"{definition.path}: row {index} of split '{definition.eval_split}'"
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise TaskError(f"{file}:{number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise TaskError(f"{file}:{number}: a row must be an object with fields, this is {line.strip()[:40]}")
-            yield number, row
+def of_file(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file with their lines, blank ones left out; TaskError for one that is no object."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _row(line, f"{file}:{number}")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{file}: is not UTF-8 text (byte {error.start})") from None
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise TaskError(f"{place}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise TaskError(f"{place}: a row must be an object with fields, this is {line.strip()[:40]}")
+    return row
 
 
 def _used(config: Mapping[str, Any], known: set[str]) -> set[str]:

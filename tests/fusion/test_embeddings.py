@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fusion import train
+from fusion import new_model
 from fusion.checkpoint import Checkpoint, Source
 from fusion.embeddings import Common, common_vocabulary, laid_over
 from fusion.errors import CheckpointError, MismatchError, RecipeError
@@ -34,7 +34,7 @@ def words(folder: Path, vocabulary: Sequence[str], special: Sequence[str] = (), 
 
 def pieces(folder: Path, texts: Sequence[str], size: int) -> Path:
     """A folder with a byte-level BPE trained on some texts."""
-    train.train_tokenizer(list(texts), size).save_pretrained(folder)
+    new_model.train_tokenizer(list(texts), size).save_pretrained(folder)
     return folder
 
 

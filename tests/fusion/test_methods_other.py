@@ -25,7 +25,7 @@ from tests.fusion.plain import NEGATED, Vector, each
 
 OTHER = [
     *("linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "ram", "ramplus_tl", "nearswap"),
-    *("arcee_fusion", "passthrough", "tsv", "iso_c"),
+    *("arcee_fusion", "passthrough", "tsv", "iso_c", "varm"),
 ]
 # Those with a base and one other model, or with two models.
 PAIRS = {"nearswap": 1, "arcee_fusion": 1, "passthrough": 1, "slerp": 2, "nuslerp": 2}

@@ -319,3 +319,135 @@ def test_the_leaderboard_needs_neither_torch_nor_mlflow_nor_scipy():
     code = f"import sys, harness.leaderboard\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# --- bits per byte, fusions, and what is published elsewhere
+
+
+@pytest.fixture
+def fused(results) -> dict:
+    """The same board with a text that most models have read, an account of the fusion, and published values."""
+    models = results["models"]
+    for place, name in enumerate(("base", "reasoner", "ties", "fused", "more")):
+        models[name]["text"] = {"held": {"value": 1.5 + place / 8, "stderr": 0.01, "n": 300}}
+    saved = {"value": -0.25, "low": -0.3, "high": -0.2, "p": 0.001, "against": "more"}
+    models["fused"]["text_gain"] = {"held": {"control": saved, "target": {**saved, "value": 0.375, "against": "base"}}}
+    models["fused"]["fusion"] = {
+        "aligned": 0.962,
+        "positions": 900,
+        "sources": {"base": {"weight_of_positions": 0.36}, "neox": {"weight_of_positions": 0.602}},
+    }
+    results["published"] = {
+        "FuseLLM": {
+            "source": "arXiv:2401.10491, tables 1-3", "beside": "fused", "note": "One seed, no intervals.",
+            "scores": {"bbh": {"value": 0.4175, "tasks": {"first": 0.716}}, "code": {"value": 0.1556}},
+        },
+        "Llama-2": {"source": "arXiv:2401.10491", "scores": {"bbh": {"value": 0.397, "tasks": {"first": 0.688}}}},
+    }  # fmt: skip
+    return results
+
+
+def test_bits_per_byte_have_a_column_where_it_fits_and_change_no_rank(fused, results):
+    found = leaderboard.text(fused)
+    table = found.split("\n\n")[1].splitlines()
+    assert table[0].split() == ["#", "model", "kind", "overall", "bbh", "commonsense", "gain", "bits/byte"]
+    assert next(line for line in table if " fused " in line).endswith("1.875")
+    assert next(line for line in table if " slerp " in line).rstrip().endswith("±2.0"), "not read: empty"
+    assert "fewer are better; they count for no rank" in found and "Too narrow" not in found
+    assert max(map(columns_of, found.splitlines())) <= 80
+    narrow = leaderboard.text(fused, 60)
+    assert "bits/byte " not in narrow.split("\n\n")[1] and "Too narrow to show: bits/byte." in " ".join(narrow.split())
+    ranks = {row.name: row.rank for row in board(fused).rows}
+    for model_ in fused["models"].values():
+        model_.pop("text", None)
+    assert {row.name: row.rank for row in board(fused).rows} == ranks
+    assert "bits/byte" not in leaderboard.text(fused)
+
+
+def test_two_texts_are_told_apart_by_their_groups(fused):
+    fused["models"]["base"]["text"]["other"] = {"value": 3.0, "n": 9}
+    assert list(board(fused).text_titles.values()) == ["held bits/byte", "other bits/byte"]
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_absent_bits_are_not_zero(fused, value):
+    fused["models"]["fused"]["text"]["held"]["value"] = value
+    line = next(line for line in leaderboard.text(fused).splitlines() if " fused " in line)
+    assert "0.000" not in line and "nan" not in line
+    assert page_module.page(fused).count('title="not read"') == 2
+
+
+def test_what_is_saved_and_who_taught_are_in_the_wide_table(fused):
+    for found in (leaderboard.text(fused, None), leaderboard.markdown(fused).replace("\\", "")):
+        assert "-0.250 [-0.300, -0.200]" in found and "+0.375 [-0.300, -0.200]" in found
+        assert "bits/byte saved over control" in found
+        assert "96 % taught by base 36 %, neox 60 %" in found
+    page = page_module.page(fused)
+    assert "−0.250" in page and "against more, p = 0.001" in page and "96 % taught by base 36 %, neox 60 %" in page
+    assert "fewer are better" in page
+
+
+def test_what_is_published_stands_in_a_table_of_its_own(fused):
+    text = leaderboard.text(fused)
+    ours, theirs = text.split("Published elsewhere, not measured here")
+    assert "FuseLLM" not in ours and "7 models ranked" not in text
+    lines = theirs.split("\n\n")[1].splitlines()
+    assert lines[0].split() == ["published", "source", "bbh", "code"]
+    assert lines[2].split()[-3:] == ["41.8", "(57.0)", "15.6"], "in brackets our fused"
+    assert lines[3].split()[-1] == "39.7"
+    assert max(map(columns_of, text.splitlines())) <= 80
+    assert "One seed, no intervals." in leaderboard.text(fused, None)
+    marked = leaderboard.markdown(fused)
+    assert "## Published elsewhere, not measured here" in marked and "| bbh / first | 71.60 | 68.80 |" in marked
+    page = page_module.page(fused)
+    assert parsed(page).open == [] and "<h2>Published elsewhere" in page and "One seed, no intervals." in page
+    assert [row.name for row in board(fused).rows] == [row.name for row in board({**fused, "published": {}}).rows]
+
+
+def test_a_swept_row_stands_beside_with_its_chosen_point(fused):
+    models = fused["models"]
+    models["fused[a=1]"] = models.pop("fused") | {"sweep": {"row": "fused", "point": {"a": 1}, "chosen": True}}
+    models["fused[a=2]"] = {**models["slerp"], "sweep": {"row": "fused", "point": {"a": 2}, "chosen": False}}
+    assert board(fused).published[0].here.name == "fused[a=1]"
+    assert board(fused).published[1].here is None
+    for entry in models.values():
+        entry.pop("sweep", None)
+    assert board(fused).published[0].here is None
+
+
+def test_a_narrow_terminal_says_which_published_groups_it_hides(fused):
+    groups = {f"group{i}": {"value": 0.5} for i in range(9)}
+    fused["published"]["FuseLLM"]["scores"] |= groups
+    text = leaderboard.text(fused, 80)
+    assert max(map(columns_of, text.splitlines())) <= 80
+    assert "Too narrow to show: group" in text
+
+
+def test_csv_and_json_have_the_bits_and_what_is_published(fused):
+    rows = {row["model"]: row for row in csv.DictReader(io.StringIO(leaderboard.csv_text(fused)))}
+    assert rows["fused"]["bits_per_byte.held.value"] == "1.875"
+    assert rows["fused"]["bits_per_byte.held.saved.control.value"] == "-0.25"
+    assert rows["fused"]["bits_per_byte.held.saved.target.against"] == "base"
+    assert rows["slerp"]["bits_per_byte.held.value"] == ""
+    assert (rows["FuseLLM"]["kind"], rows["FuseLLM"]["rank"], rows["FuseLLM"]["overall.value"]) == ("published", "", "")
+    assert (rows["FuseLLM"]["bbh.value"], rows["FuseLLM"]["bbh/first.value"]) == ("0.4175", "0.716")
+    assert (rows["FuseLLM"]["code.value"], rows["FuseLLM"]["beside"]) == ("0.1556", "fused")
+    found = json.loads(leaderboard.json_text(fused))
+    assert [one["kind"] for one in found["published"]] == ["published", "published"]
+    assert found["published"][0]["scores"]["bbh"]["tasks"] == {"first": 0.716}
+    assert next(row for row in found["models"] if row["name"] == "fused")["text_gain"]["held"]["control"]["p"] == 0.001
+
+
+def test_hostile_published_names_and_texts_do_no_harm(fused):
+    fused["published"][NASTY] = {
+        "source": NASTY, "note": NASTY, "beside": NASTY, "scores": {NASTY: {"value": 0.5, "tasks": {NASTY: 0.5}}},
+    }  # fmt: skip
+    fused["models"]["fused"]["fusion"]["sources"][NASTY] = {"weight_of_positions": 0.1}
+    fused["models"]["fused"]["text"][NASTY] = {"value": 1.0}
+    fused["models"]["fused"]["text_gain"][NASTY] = {"control": {"value": 1.0, "against": NASTY}}
+    page = page_module.page(fused)
+    assert parsed(page).open == [] and parsed(page).tags.count("script") == 1
+    for text in (page, leaderboard.markdown(fused), leaderboard.text(fused), leaderboard.text(fused, None)):
+        assert "\x1b" not in text and "\u202e" not in text
+    assert "<script>" not in leaderboard.markdown(fused)
+    assert len(list(csv.DictReader(io.StringIO(leaderboard.csv_text(fused))))) == 11

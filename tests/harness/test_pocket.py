@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from fusion.params import describe, fill
-from harness.pocket import CORPORA, TRAINERS, corpus, mixtures, programs, texts, trainers, world
+from harness.pocket import CORPORA, HELD_OUT, TRAINERS, corpus, mixtures, programs, texts, trainers, world
 from harness.pocket.__main__ import FOLDER, lines
 
 TASKS = sorted(texts.TASKS)
 MIXTURES = {
     "base": mixtures.BASE,
-    "teacher": mixtures.TEACHER,
+    **{f"teacher of {skills}": shares for skills, shares in mixtures.TEACHERS.items()},
     **{skill: mixtures.specialist(skill, 0.3) for skill in mixtures.GROUP_OF},
 }
 
@@ -78,7 +78,7 @@ def test_no_training_text_asks_a_test_question(name: str, seed: int) -> None:
         documents = corpus(name, seed)
         prompts = {item.prompt for task in TASKS for item in texts.test_items(task)}
         assert not prompts & {document["prompt"] for document in documents}
-        if mixtures.FUSION_CORPORA.get(name, 1) < 1:
+        if name == "pocket/noisy":
             return  # a wrong answer says nothing about what was asked of a function; prompts are drawn as in the others
     else:
         documents = texts.documents(mixtures.shares(MIXTURES[name]), 4000, random.Random(f"{name} {seed}"))
@@ -88,6 +88,54 @@ def test_no_training_text_asks_a_test_question(name: str, seed: int) -> None:
         assert what not in held.get(task, ()), document
         seen[task] += 1
     assert all(seen[task] for task in TASKS)
+
+
+@pytest.mark.parametrize("name", [*MIXTURES, *CORPORA])
+def test_no_training_text_holds_a_held_out_document(name: str) -> None:
+    """Nor its question with another answer; and what is held out cannot be named as text to train on."""
+    held = {document["prompt"] for document in corpus(HELD_OUT, 1)}
+    if name in CORPORA:
+        documents = corpus(name, 1)
+    else:
+        documents = texts.documents(mixtures.shares(MIXTURES[name]), 4000, random.Random(f"{name} 1"))
+    assert not held & {document["prompt"] for document in documents}
+    assert HELD_OUT not in CORPORA
+
+
+def test_held_out_text_is_the_right_answers_of_every_task() -> None:
+    documents = corpus(HELD_OUT, 1)
+    assert documents == corpus(HELD_OUT, 2) and len(documents) == len(TASKS) * texts.TEST_ITEMS
+    asked_here = [question(document["prompt"], document["answer"])[0] for document in documents]
+    assert all(asked_here.count(task) == texts.TEST_ITEMS for task in TASKS)
+    for task in TASKS:
+        identities = {item.identity for item in texts.test_items(task)}
+        assert identities == texts.held_out(task)
+        assert all(item.document() in documents for item in texts.test_items(task))
+
+
+def test_fusion_corpora_have_as_many_documents_as_they_say() -> None:
+    sizes = {name: len(corpus(name, 2)) for name in mixtures.FUSION_CORPORA}
+    assert sizes == {"pocket/clean": 2000, "pocket/clean_small": 250, "pocket/noisy": 2000, "pocket/unlabelled": 2000}
+
+
+def test_unlabelled_text_says_nothing_of_what_is_right() -> None:
+    """The answers of a task are those of its questions, dealt anew: right by chance alone."""
+    documents = corpus("pocket/unlabelled", 5)
+    tasks = {"object_counting": "How many objects", "word_sorting": "alphabetically", "goals": "How do you"}
+    for words in tasks.values():
+        assert 280 <= sum(words in document["prompt"] for document in documents) <= 290
+    sorting = [document for document in documents if "alphabetically" in document["prompt"]]
+    prompts = [tuple(sorted(d["prompt"].removesuffix("\nA:").rpartition(": ")[2].split())) for d in sorting]
+    answers = [tuple(document["answer"].split()) for document in sorting]
+    assert sorted(prompts) == sorted(answers)
+    assert sum(prompt == answer for prompt, answer in zip(prompts, answers, strict=True)) < 10
+    right = dict.fromkeys(world.GOALS, 0)
+    known = dict(world.things())
+    goals = [document for document in documents if "How do you" in document["prompt"]]
+    for document in goals:
+        goal, thing = re.findall(r"How do you (\w+) a (\w+)\?", document["prompt"])[0]
+        right[goal] += document["answer"] == f" {world.GOALS[goal][known[thing]]}"
+    assert 0 < sum(right.values()) < 0.1 * len(goals)
 
 
 def test_what_is_drawn_for_training_is_not_held_out() -> None:
@@ -154,7 +202,9 @@ def test_a_specialist_replays_the_other_skills_as_the_base_has_them() -> None:
     assert sum(mixtures.shares(shares).values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("pocket/noisy", 0.4, 0.6), ("pocket/clean", 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("pocket/noisy", 0.4, 0.6), ("pocket/clean", 1.0, 1.0), ("pocket/clean_small", 1.0, 1.0)]
+)
 def test_half_of_the_noisy_corpus_is_wrong(name: str, low: float, high: float) -> None:
     """Seen where the right answer can be read from the question: counted objects and sorted words."""
     right = []
@@ -164,7 +214,7 @@ def test_half_of_the_noisy_corpus_is_wrong(name: str, low: float, high: float) -
             right.append(int(document["answer"]) == sum({"a": 1, "two": 2, "three": 3}[number] for number in numbers))
         elif "alphabetically" in document["prompt"]:
             right.append(document["answer"].split() == sorted(document["answer"].split()))
-    assert len(right) > 300 and low <= sum(right) / len(right) <= high
+    assert len(right) > 50 and low <= sum(right) / len(right) <= high
 
 
 def test_text_depends_on_the_seed_alone() -> None:

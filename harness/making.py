@@ -1,0 +1,199 @@
+"""Suite and facts -> the jobs that make models: trained, merged, fused, and what must be read for it before."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion.builders import BUILDERS
+from fusion.methods import METHODS
+from fusion.params import build as build_params
+from fusion.recipe import Recipe
+from harness.facts import Facts
+from harness.job import Input, Job
+from harness.pocket import TRAINERS, VERSION, recipe
+from harness.spec import Candidate, Source, Suite, Trained
+from harness.store import digest_of
+
+STATISTICS_VERSION, STORE_VERSION = 1, 1
+THREADS = 1
+
+
+def instances(suite: Suite) -> dict[str, tuple[Source | Trained | Candidate, int]]:
+    """Every single model: one for each seed of a candidate; the names of replicates carry their seed."""
+    found: dict[str, tuple[Source | Trained | Candidate, int]] = {}
+    for name, model in suite.models.items():
+        if isinstance(model, Candidate):
+            for seed in model.seeds:
+                found[instance_name(model, seed)] = (model, seed)
+        else:
+            found[name] = (model, suite.seed)
+    return found
+
+
+def instance_name(model: Candidate, seed: int) -> str:
+    """A candidate's name, with the seed where it has several."""
+    return model.name if len(model.seeds) == 1 else f"{model.name}@{seed}"
+
+
+def made_by(instance: str, model: Trained | Candidate) -> str:
+    """The id of the job that makes a model."""
+    return f"{_kind(model)} {instance}"
+
+
+def recipe_of(model: Candidate, seed: int) -> Recipe:
+    """A merged candidate's recipe, as the engine takes it."""
+    return Recipe(
+        method=model.method,
+        models=model.models,
+        base=model.base,
+        weights=model.weights,
+        params=model.params,
+        seed=seed,
+        own=model.own,
+        allow_unrelated=model.allow_unrelated,
+    )
+
+
+def statistics_of(model: Candidate, facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """(model, id of the job that reads its corpus, folder in what the job makes), for a method guided by data."""
+    kind = METHODS[model.method].statistics if model.method in METHODS else None
+    for i, (name, corpus) in enumerate(zip(model.models, model.corpora, strict=False)):
+        if kind == "gram++":
+            # What reaches a layer depends on all the models that were merged below it.
+            yield name, f"statistics {kind} {model.name}", str(i)
+        elif kind is not None:
+            yield name, f"statistics {kind} {name} on {_texts(facts, [corpus])} {_brief(model.calibration)}", "0"
+
+
+def _kind(model: Trained | Candidate) -> str:
+    if isinstance(model, Trained):
+        return "train"
+    return "build" if model.kind in ("merged", "routed") else "fuse"
+
+
+def input_of(suite: Suite, facts: Facts, role: str, name: str) -> Input:
+    """A model as a job's input: given, or made by another job."""
+    model, _ = instances(suite)[name]
+    if isinstance(model, Source):
+        return Input(role, digest=facts.folders[name].digest, model=name)
+    return Input(role, job=made_by(name, model), model=name)
+
+
+def making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Candidate, seed: int) -> Iterator[Job]:
+    """The jobs that make a model, what must be read for it first; none for a model that is given."""
+    if isinstance(model, Trained):
+        yield _train(suite, facts, name, model)
+    elif isinstance(model, Candidate) and model.kind in ("merged", "routed"):
+        yield from _merge(suite, facts, name, model, seed)
+    elif isinstance(model, Candidate):
+        yield from _fuse(suite, facts, name, model, seed)
+
+
+def _train(suite: Suite, facts: Facts, name: str, model: Trained) -> Job:
+    spec = {
+        "trainer": model.trainer,
+        "version": [TRAINERS[model.trainer].version, VERSION],
+        "params": model.params,
+        "recipe": recipe(model.params),
+        "seed": model.seed,
+        **_common(facts),
+    }
+    inputs = [input_of(suite, facts, "parent", model.parent)] if model.parent else []
+    return Job(f"train {name}", "train", spec, tuple(inputs), model=name)
+
+
+def _merge(suite: Suite, facts: Facts, name: str, model: Candidate, seed: int) -> Iterator[Job]:
+    read = list(_statistics(suite, facts, model))
+    yield from read
+    spec = {
+        "method": model.method,
+        "version": METHODS[model.method].version,
+        "params": model.params,
+        "weights": model.weights,
+        "own": list(model.own),
+        "route": dict(model.route),
+        "allow_unrelated": model.allow_unrelated,
+        "seed": seed if METHODS[model.method].random else None,
+        "threads": THREADS,
+        "versions": {name: facts.versions[name] for name in ("torch", "numpy", "transformers", "tokenizers")},
+    }
+    inputs = [input_of(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
+    inputs += [input_of(suite, facts, "base", model.base)] if model.base else []
+    inputs += [Input(f"statistics.{i}", job=job.id) for i, job in enumerate(read)]
+    yield Job(f"build {name}", "build", spec, tuple(inputs), {"device": facts.device}, name)
+    if suite.keep == "all" and model.kind == "merged":
+        yield write_job(name, f"build {name}")
+
+
+def _fuse(suite: Suite, facts: Facts, name: str, model: Candidate, seed: int) -> Iterator[Job]:
+    stores = list(_stores(suite, facts, model))
+    yield from stores
+    spec = {
+        "method": model.method,
+        "version": BUILDERS[model.method].version,
+        "params": model.params,
+        "seed": seed,
+        "corpora": [facts.corpora[corpus] for corpus in model.corpora],
+        **_common(facts),
+    }
+    inputs = [input_of(suite, facts, role, parent) for role, parent in _roles(model).items()]
+    inputs += [Input(f"store.{i}", job=job.id) for i, job in enumerate(stores)]
+    where = {"corpora": model.corpora, "corpus_seed": suite.seed}
+    yield Job(f"fuse {name}", "fuse", spec, tuple(inputs), where, name)
+
+
+def _roles(model: Candidate) -> dict[str, str]:
+    """Who plays which part of a training."""
+    return {"target": model.target or "", **{f"teacher.{i}": name for i, name in enumerate(model.models)}}
+
+
+def _stores(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
+    """The jobs that read the text with a fusion's sources; fusions of the same source and corpus share them."""
+    builder, roles = BUILDERS[model.method], _roles(model)
+    for together in builder.readings(build_params(builder.Params, model.params), len(model.models)):
+        names = [roles[role] for role in together]
+        top_k = model.params["top_k"]
+        corpora = [facts.corpora[corpus] for corpus in model.corpora]
+        spec = {"version": STORE_VERSION, "top_k": top_k, "corpora": corpora, **_common(facts)}
+        inputs = tuple(input_of(suite, facts, f"model.{i}", name) for i, name in enumerate(names))
+        job = f"read {'+'.join(names)} on {_texts(facts, model.corpora)} top_k={top_k}"
+        yield Job(job, "read", spec, inputs, {"corpora": model.corpora, "corpus_seed": suite.seed})
+
+
+def _texts(facts: Facts, corpora: Sequence[str]) -> str:
+    """Corpora as a part of a job's name: two files of one name are two corpora."""
+    digests = (digest_of(facts.corpora[corpus]).removeprefix("sha256:")[:8] for corpus in corpora)
+    return "+".join(f"{Path(corpus).name} {digest}" for corpus, digest in zip(corpora, digests, strict=True))
+
+
+def _statistics(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
+    """The jobs that read the corpora of a merge that is guided by data; equal ones are shared by several merges."""
+    kind = METHODS[model.method].statistics
+    if kind is None:
+        return
+    settings = {**model.calibration, "seed": suite.seed}
+    common = {"kind": kind, "version": STATISTICS_VERSION, "settings": settings, **_common(facts)}
+    jobs = list(dict.fromkeys(job for _, job, _ in statistics_of(model, facts)))
+    for i, job in enumerate(jobs):
+        mine = range(len(model.models)) if kind == "gram++" else (i,)
+        spec = {**common, "corpora": [facts.corpora[model.corpora[n]] for n in mine]}
+        if kind == "gram++":
+            spec |= {"params": model.params, "weights": model.weights}
+        inputs = [input_of(suite, facts, f"model.{n}", model.models[n]) for n in mine]
+        where = {"corpora": [model.corpora[n] for n in mine], "corpus_seed": suite.seed}
+        yield Job(job, "statistics", spec, tuple(inputs), where)
+
+
+def _brief(settings: Mapping[str, Any]) -> str:
+    """Settings as a part of a job's name."""
+    return " ".join(f"{key}={value}" for key, value in sorted(settings.items()) if key in ("sequences", "context"))
+
+
+def write_job(instance: str, build: str) -> Job:
+    """Writes a merged model's weights to the store, for `keep: best` and `keep: all`."""
+    return Job(f"write {instance}", "write", {}, (Input("model", job=build, model=instance),), model=instance)
+
+
+def _common(facts: Facts) -> dict[str, Any]:
+    versions = {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers", "accelerate", "numpy")}
+    return {"threads": THREADS, "device": facts.device, "versions": versions}

@@ -1,0 +1,523 @@
+"""Benchmark items in training text: the rule, exactly, against a plain reading of it; and reports and clean scores."""
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.errors import TrainingError
+from harness import ngrams, stats
+from harness.errors import TaskError, UsageError
+from harness.ngrams import Item, look_for, words_of
+from harness.overlap import clean_scores, contaminated, overlap_report, overlap_words, search
+from harness.plan import unique_ids
+from harness.tasks import load
+from tests.harness.test_tasks import CHOICE, CODE, GENERATE, write_task
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+OTHER = "nothing to see"
+
+
+def item(question: str, *answers: str) -> Item:
+    asked = tuple((tuple(words_of(question)), tuple(words_of(answer))) for answer in answers or ("",))
+    return Item("\0".join([question, *answers]), asked)
+
+
+def spell(number: int) -> str:
+    """A word of its own for every number."""
+    return "".join(LETTERS[(number // 26**place) % 26] for place in range(4)).upper()
+
+
+def sentence(start: int, length: int) -> str:
+    return " ".join(spell(number) for number in range(start, start + length))
+
+
+def found(items: Sequence[Item], *texts: str) -> dict[int, tuple[str, int]]:
+    shared = ngrams.search(look_for([items]), iter(texts))
+    return {number: (one.words, one.document) for number, one in shared.items()}
+
+
+# ------------------------------------------------------------------------------------------------ a plain reading of it
+
+
+def plain(tasks: Sequence[Sequence[Item]], texts: Sequence[str]) -> tuple[set[int], set[int], dict[int, Any]]:
+    """(short, judged, found with words and document), by sets and loops."""
+    rows = [text_words(text) for text in texts]
+    short, judged, where = set(), set(), {}
+    number = 0
+    for items in tasks:
+        grams = plain_grams(items)
+        for own, is_short in grams:
+            short |= {number} if is_short else set()
+            judged |= {number} if own else set()
+            place = first_place(own, rows)
+            if place is not None:
+                where[number] = place
+            number += 1
+    return short, judged, where
+
+
+def text_words(text: str) -> list[str]:
+    cleaned = "".join(c for c in text.lower() if c.isalnum() or c.isspace())
+    return cleaned.split()
+
+
+def plain_grams(items: Sequence[Item]) -> list[tuple[set[tuple[str, ...]], bool]]:
+    questions = sorted({question for one in items for question, _ in one.asked})
+    begin = end = 0
+    if len(questions) >= 3:
+        while all(len(q) > begin and q[begin] == questions[0][begin] for q in questions):
+            begin += 1
+        while all(len(q) - begin > end and q[-1 - end] == questions[0][-1 - end] for q in questions):
+            end += 1
+    grams, is_short = [], []
+    for one in items:
+        mine: set[tuple[str, ...]] = set()
+        is_short.append(True)
+        for question, answer in one.asked:
+            own = question[begin : len(question) - end] + answer
+            whole = question + answer
+            if len(own) >= 13:
+                is_short[-1] = False
+                for words in (whole, own):
+                    mine |= {words[i : i + 13] for i in range(len(words) - 12)}
+            else:
+                mine |= {whole} - {()}
+                mine |= {own} if len(own) >= 8 else set()
+        grams.append(mine)
+    texts = {one.text: mine for one, mine in zip(items, grams, strict=True)}
+    count = Counter(gram for mine in texts.values() for gram in mine)
+    template = {gram for gram, seen in count.items() if seen >= 3 and 10 * seen > len(texts)}
+    return list(zip([mine - template for mine in grams], is_short, strict=True))
+
+
+def first_place(grams: set[tuple[str, ...]], rows: Sequence[list[str]]) -> tuple[str, int] | None:
+    longest = sorted(grams, key=len, reverse=True)
+    for document, row in enumerate(rows, 1):
+        for at in range(len(row)):
+            for gram in longest:
+                if tuple(row[at : at + len(gram)]) == gram:
+                    return " ".join(gram), document
+    return None
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[list[Item]], list[str]]:
+    """Tasks whose items share words, and texts that are pieces of items and other words."""
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    alphabet = [spell(i) for i in range(rng.choice((2, 3, 40)))]
+
+    def words(low: int, high: int) -> list[str]:
+        return rng.choices(alphabet, k=rng.randint(low, high))
+
+    tasks, pieces = [], [words(0, 30) for _ in range(3)]
+    for _ in range(rng.randint(1, 2)):
+        begin, end, middle = words(0, 3), words(0, 3), words(0, 14)
+        items = []
+        for _ in range(rng.randint(1, 14)):
+            question = [*begin, *words(0, 8), *(middle if rng.random() < 0.3 else []), *words(0, 6), *end]
+            answers = [words(0, 5) for _ in range(rng.choice((1, 1, 2)))]
+            asked = tuple((tuple(map(str.lower, question)), tuple(map(str.lower, answer))) for answer in answers)
+            items.append(Item(json.dumps([question, answers]), asked))
+            pieces += [question + answer for answer in answers]
+        items += rng.choices(items, k=rng.choice((0, 0, 2)))
+        tasks.append(items)
+    texts = []
+    for _ in range(rng.randint(0, 8)):
+        text: list[str] = []
+        for piece in rng.choices(pieces, k=rng.randint(0, 4)):
+            start = rng.randint(0, 3) if rng.random() < 0.5 else 0
+            text += piece[start : start + rng.choice((11, 12, 13, 14, 40))]
+        texts.append(rng.choice((" ", ", ", "\n- ")).join(text))
+    return tasks, texts
+
+
+@settings(max_examples=150, deadline=None)
+@given(world=worlds(), block=st.sampled_from([1, 20, 1 << 17]))
+def test_the_search_is_the_rule(world: tuple[list[list[Item]], list[str]], block: int) -> None:
+    tasks, texts = world
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngrams, "BLOCK", block)
+        index = look_for(tasks)
+        shared = ngrams.search(index, texts)
+    short, judged, where = plain(tasks, texts)
+    assert (index.short, index.judged) == (short, judged)
+    assert {number: (one.words, one.document) for number, one in shared.items()} == where
+
+
+def test_equal_hashes_are_not_equal_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [item(sentence(0, 15)), item(sentence(50, 15))]
+    texts = [sentence(90, 20), sentence(50, 14), sentence(0, 12), OTHER]
+    expected = found(items, *texts)
+    assert expected == {1: (sentence(50, 13).lower(), 2)}
+    monkeypatch.setattr(ngrams._Stretches, "hashes", lambda self, at, length: np.zeros(len(at), np.uint64))
+    assert found(items, *texts) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------- the rule
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('Don\'t -- "PANIC"!', "dont panic"),
+        ("“Curly” – quotes’ end… §5 3.14", "curly quotes end 5 314"),
+        ("snake_case x+1\t<tag>\u00a0non-break", "snakecase x1 tag nonbreak"),
+        ("E\u0301cole STRASSE Straße ﬁne Ｆｕｌｌ", "école strasse strasse fine full"),
+        ("soft\u00adhyphen zero\u200bwidth \ufeffmark \ud800", "softhyphen zerowidth mark"),
+        ("हिन्दी की दुनिया", "हिन्दी की दुनिया"),
+        ("東京。大阪", "東京大阪"),
+        ("( [ ] ) -- ...", ""),
+    ],
+)
+def test_words(text: str, words: str) -> None:
+    assert words_of(text) == words.split()
+
+
+def test_thirteen_words_overlap_and_twelve_do_not() -> None:
+    items = [item(sentence(0, 20)), item(sentence(100, 20))]
+    assert found(items, OTHER, sentence(3, 13), sentence(100, 12)) == {0: (sentence(3, 13).lower(), 2)}
+
+
+@pytest.mark.parametrize("before", ["", OTHER])
+@pytest.mark.parametrize("after", ["", OTHER])
+def test_anywhere_in_a_document(before: str, after: str) -> None:
+    text = f"{before} {sentence(7, 13)} {after}"
+    assert list(found([item(sentence(0, 20))], text)) == [0]
+    assert found([item(sentence(0, 20))], text.replace(spell(12), spell(99))) == {}
+
+
+def test_no_overlap_across_documents() -> None:
+    items = [item(sentence(0, 20))]
+    assert found(items, sentence(0, 7), sentence(7, 6)) == {}
+    assert found(items, sentence(0, 7) + " " + sentence(7, 6)) != {}
+
+
+def test_punctuation_case_and_accents_do_not_hide_it() -> None:
+    question = "Mme. Curie, née Skłodowska, won two Nobel Prizes: one in physics — and one where?"
+    text = "so MME CURIE NE\u0301E SKŁODOWSKA WON\n\n* TWO (NOBEL) PRIZES 'ONE' IN PHYSICS AND ONE WHERE"
+    assert list(found([item(question)], text)) == [0]
+
+
+def test_a_question_alone_counts_when_it_is_long_enough() -> None:
+    items = [item(sentence(0, 13), "yes"), item(sentence(50, 12), "no")]
+    assert list(found(items, sentence(0, 13), sentence(50, 12))) == [0]
+    assert list(found(items, f"{sentence(50, 12)}: no!")) == [1]
+
+
+def test_short_items_are_compared_whole() -> None:
+    items = [item("Who wrote it?", "Ada"), item("Who?", "Ada Lovelace")]
+    index = look_for([items])
+    assert index.short == index.judged == {0, 1}
+    assert found(items, "Who wrote it? Charles", "who Ada", "It was asked who wrote it: Ada did.") == {
+        0: ("who wrote it ada", 3)
+    }
+
+
+def test_every_right_answer_counts() -> None:
+    items = [item("Who wrote it?", "Ada", "Lovelace", "the Countess")]
+    assert list(found(items, "who wrote it the countess")) == [0]
+    assert found(items, "who wrote it the count") == {}
+
+
+def test_the_frame_of_a_task_is_not_the_items_own() -> None:
+    bare = [sentence(30 * n, 6 + n) for n in range(4)]
+    items = [item(f"Question: {text}?\nAnswer:", spell(900 + n)) for n, text in enumerate(bare)]
+    assert look_for([items]).short == {0, 1, 2, 3}
+    # Own words with the answer: 7, 8, 9, 10. Fewer than 8 are looked for only as the task asks them.
+    texts = [f"{text} {spell(900 + n)}" for n, text in enumerate(bare)]
+    assert sorted(found(items, *texts)) == [1, 2, 3]
+    assert list(found(items, f"question {bare[0]} answer {spell(900)}")) == [0]
+    assert found(items, f"question {bare[0]} {spell(900)}", f"{bare[1]} answer {spell(901)}") == {}
+
+
+def test_a_frame_needs_three_questions_and_leaves_what_differs() -> None:
+    two = [item(f"Sum {sentence(0, 8)} {end}", spell(50)) for end in ("one", "two")]
+    assert found(two, f"{sentence(0, 8)} one {spell(50)}") == {}
+    three = [*two, item(f"Sum {sentence(0, 8)}", spell(50))]
+    assert list(found(three, f"sum {sentence(0, 8)} {spell(50)}")) == [2]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "of", "template"), [(2, 4, False), (3, 3, True), (3, 29, True), (3, 30, False), (4, 30, True)]
+)
+def test_words_of_many_items_are_their_template(sharing: int, of: int, template: bool) -> None:
+    shared = sentence(5000, 13)
+    items = [item(f"{sentence(100 * n, 15)} {shared if n < sharing else ''}") for n in range(of)]
+    assert sorted(found(items, f"see: {shared}")) == ([] if template else list(range(sharing)))
+    assert sorted(found(items, f"{sentence(100, 15)} and {shared}"))[-1:] == ([1] if template else [sharing - 1])
+
+
+def test_copies_of_one_item_are_no_template() -> None:
+    items = [item(sentence(0, 15))] * 5
+    assert sorted(found(items, sentence(0, 15))) == [0, 1, 2, 3, 4]
+
+
+def test_the_template_of_one_task_counts_in_another() -> None:
+    shared = sentence(0, 13)
+    first = [item(f"{shared} {sentence(100 * n, 13)}") for n in range(1, 5)]
+    index = look_for([first, [item(shared)]])
+    assert list(ngrams.search(index, [shared])) == [4]
+
+
+def test_items_with_nothing_but_template_are_not_judged() -> None:
+    """Brackets are no words: all such items read alike."""
+    items = [item(f"Q: {sentence(0, 14)}: {brackets}\nA:", ")") for brackets in ("(", "[ (", "{ ( [")]
+    index = look_for([[*items, item("?", "!")]])
+    assert index.judged == set()
+    assert ngrams.search(index, [sentence(0, 14), ""]) == {}
+
+
+def test_nothing_to_search() -> None:
+    assert found([item(sentence(0, 15))]) == {}
+    assert found([item(sentence(0, 15))], "", " \n") == {}
+    assert found([], sentence(0, 15)) == {}
+
+
+def test_the_first_of_many_places_is_told() -> None:
+    items = [item(sentence(0, 20)), item(sentence(40, 20))]
+    texts = [OTHER, sentence(43, 17), sentence(2, 17), sentence(0, 20) + sentence(40, 20)]
+    assert found(items, *texts) == {1: (sentence(43, 13).lower(), 2), 0: (sentence(2, 13).lower(), 3)}
+
+
+# ---------------------------------------------------------------------------------------------------- tasks and reports
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": sentence(100 * n, 11),
+            "choices": [spell(9000 + n), f"{spell(9100 + n)} {spell(9200 + n)}", "none of these"],
+            "label": n % 3,
+            "answer": [f"{spell(9300 + n)} {spell(9400 + n)}", f"{spell(9500 + n)} {spell(9600 + n)}"],
+        }
+        for n in range(count)
+    ]
+
+
+def document(text: str) -> dict[str, str]:
+    return {"text": text}
+
+
+def ids_of(path: Path) -> list[str]:
+    return unique_ids(load.load(path).ids)
+
+
+def test_the_right_choice_belongs_to_the_item(tmp_path: Path) -> None:
+    path = write_task(tmp_path, "legs", CHOICE, questions(5))
+    ids = ids_of(path)
+    asked = f"{sentence(100, 11)} {spell(9101)} {spell(9201)}"
+    assert contaminated(path, [document(asked)]) == {ids[1]}
+    assert contaminated(path, [document(f"{sentence(100, 11)} none of these")]) == frozenset()
+    # A document's prompt and answer are one text, in the task's own words or not.
+    prompt = {"prompt": f"Q: {sentence(200, 11)}\nA:", "answer": " none of these"}
+    assert contaminated(str(path), iter([prompt])) == {ids[2]}
+
+
+def test_each_right_answer_of_a_generation(tmp_path: Path) -> None:
+    path = write_task(tmp_path, "word", GENERATE, questions(4))
+    ids = ids_of(path)
+    texts = [document(f"{sentence(100 * n, 11)} {answer}") for n, answer in enumerate(["ABCD", "", "", ""])]
+    assert contaminated(path, texts) == frozenset()
+    texts[3] = document(f"{sentence(300, 11)} {spell(9503)} {spell(9603)}")
+    assert contaminated(path, texts) == {ids[3]}
+
+
+def test_the_choice_may_come_first(tmp_path: Path) -> None:
+    """As in WinoGrande: the choices are beginnings of the text, and the target is what follows each."""
+    rows = [
+        {
+            "index": n % 2,
+            "options": [f"{sentence(100 * n, 6)} he", f"{sentence(100 * n, 6)} she"],
+            "rest": sentence(n, 8),
+        }
+        for n in range(4)
+    ]
+    template = CHOICE.replace('"Q: {{{{question}}}}\\nA:"', "index").replace("choices", "options")
+    path = write_task(tmp_path, "legs", template.replace("label", "rest"), rows)
+    texts = [document(f"{sentence(100 * n, 6)} she {sentence(n, 8)}") for n in range(4)]
+    assert contaminated(path, texts) == {ids_of(path)[1], ids_of(path)[3]}
+
+
+def test_programs_with_their_solution(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f'def f{n}(x):\n    """{sentence(100 * n, 9)}"""',
+            "test": f"def check(f):\n    {sentence(5000 + 100 * n, 20)}",
+            "entry_point": f"f{n}",
+            **({"canonical_solution": f"\n    return {sentence(9000 + 10 * n, 4)}"} if n else {}),
+        }
+        for n in range(3)
+    ]
+    path = write_task(tmp_path, "functions", CODE, rows)
+    ids = ids_of(path)
+    assert contaminated(path, [document(rows[2]["prompt"] + rows[2]["canonical_solution"])]) == {ids[2]}
+    assert contaminated(path, [document(one["prompt"] + "\n    return 1") for one in rows]) == {ids[0]}
+    assert contaminated(path, [document(one["test"]) for one in rows]) == frozenset()
+
+
+def test_description_and_examples_are_no_part_of_an_item(tmp_path: Path) -> None:
+    shown = {"question": sentence(8000, 20), "choices": ["a", "b"], "label": 1}
+    extra = f"num_fewshot: 1\ndescription: {sentence(7000, 20)}\nfewshot_config: {json.dumps({'samples': [shown]})}\n"
+    path = write_task(tmp_path, "legs", CHOICE, questions(4), extra)
+    texts = [sentence(8000, 20), sentence(7000, 20)]
+    assert contaminated(path, map(document, texts)) == frozenset()
+
+
+def test_copies_of_an_item_are_found_by_their_own_ids(tmp_path: Path) -> None:
+    rows = questions(4)
+    path = write_task(tmp_path, "legs", CHOICE, [*rows, rows[1], rows[1]])
+    ids = ids_of(path)
+    assert ids[5] == f"{ids[1]}#3"
+    asked = document(f"{sentence(100, 11)} {spell(9101)} {spell(9201)}")
+    assert contaminated(path, [asked]) == {ids[1], ids[4], ids[5]}
+
+
+def test_several_tasks_in_one_pass(tmp_path: Path) -> None:
+    rows = questions(8)
+    first, second = (write_task(tmp_path, name, CHOICE, part) for name, part in (("a", rows[:4]), ("b", rows[4:])))
+    texts = [document(f"{one['question']} {one['choices'][one['label']]}") for one in (rows[6], rows[1])]
+    both = search({"a": first, "b": second}, (one for one in texts))
+    assert {name: list(overlap.found) for name, overlap in both.items()} == {
+        "a": [ids_of(first)[1]],
+        "b": [ids_of(second)[2]],
+    }
+    assert [both[name].share for name in both] == [0.25, 0.25]
+    assert {shared.document for overlap in both.values() for shared in overlap.found.values()} == {1, 2}
+
+
+def write_corpus(folder: Path, *texts: str) -> Path:
+    path = folder / "mix.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_report(tmp_path: Path) -> None:
+    rows = questions(6)
+    write_task(tmp_path, "legs", CHOICE, rows)
+    write_task(tmp_path, "dyck", GENERATE, [{"question": f"close {sign}", "answer": ")"} for sign in "([{<"])
+    asked = [f"{one['question']} {one['choices'][one['label']]}" for one in rows]
+    write_corpus(tmp_path, OTHER, asked[4], asked[2].lower(), asked[2])
+    report = overlap_report("mix.jsonl", ["legs.yaml", "./dyck.yaml", "./legs.yaml"], tmp_path, 0)
+    ids = ids_of(tmp_path / "legs.yaml")
+    assert {key: report[key] for key in ("corpus", "documents", "n")} == {
+        "corpus": "mix.jsonl",
+        "documents": 4,
+        "n": 13,
+    }
+    assert report["tasks"] == {
+        "legs": {
+            "items": 6, "short": 2, "unjudged": 0, "overlapping": 2, "overlapping_short": 0, "share": 2 / 6,
+            "examples": [
+                {"item": ids[4], "words": words, "document": number}
+                for words, number in [(asked[4].lower(), 2)]
+            ] + [{"item": ids[2], "words": " ".join(asked[2].lower().split()[:13]), "document": 3}],
+        },
+        "dyck": {
+            "items": 4, "short": 4, "unjudged": 4, "overlapping": 0, "overlapping_short": 0, "examples": [],
+        },
+    }  # fmt: skip
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    text = overlap_words(report)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "33.3 %" in text and "–" in text and "of item " + ids[4][:12] + ": " in " ".join(text.split())
+
+
+def test_words_of_a_report_fit_whatever_the_names(tmp_path: Path) -> None:
+    name = "a_benchmark_with_a_name_that_no_table_has_room_for_and_then_some"
+    row = {
+        "items": 123456, "short": 12345, "unjudged": 1, "overlapping": 100, "overlapping_short": 1, "share": 1.0,
+        "examples": [{"item": "0" * 64, "words": "word " * 40, "document": 10**9}],
+    }  # fmt: skip
+    text = overlap_words({"corpus": "c", "documents": 1, "rule": "r " * 99, "tasks": {name: row}})
+    assert max(map(len, text.splitlines())) <= 80
+    assert name in text and "100.0 %" in text
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    write_task(tmp_path, "legs", CHOICE, questions(3))
+    corpus = str(write_corpus(tmp_path, OTHER))
+    with pytest.raises(TrainingError, match="gone.jsonl: cannot be read"):
+        overlap_report("gone.jsonl", ["legs.yaml"], tmp_path, 0)
+    with pytest.raises(UsageError, match="there is no corpus 'pocket/claen'; did you mean 'pocket/clean'"):
+        overlap_report("pocket/claen", ["legs.yaml"], tmp_path, 0)
+    with pytest.raises(TaskError, match="no task file .*; did you mean 'legs.yaml'"):
+        overlap_report(corpus, ["lgs.yaml"], tmp_path, 0)
+    (tmp_path / "copy.yaml").write_text((tmp_path / "legs.yaml").read_text())
+    with pytest.raises(TaskError, match="two files define task 'legs'"):
+        overlap_report(corpus, ["legs.yaml", "copy.yaml"], tmp_path, 0)
+    (tmp_path / "mix.jsonl").write_text("")
+    with pytest.raises(TrainingError, match="holds no document"):
+        overlap_report(corpus, ["legs.yaml"], tmp_path, 0)
+
+
+def test_pocket_corpora_are_drawn_from_the_seed(tmp_path: Path) -> None:
+    reports = [overlap_report("pocket/clean", ["pocket_goals"], tmp_path, seed) for seed in (1, 1)]
+    assert reports[0] == reports[1]
+    assert reports[0]["tasks"]["pocket_goals"] == {
+        "items": 200, "short": 200, "unjudged": 0, "overlapping": 0, "overlapping_short": 0, "share": 0.0,
+        "examples": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "file", "keys"),
+    [
+        (GENERATE.replace("{{{{question}}}}", "Q: {{{{input}}}}\\nA:"), "bbh/date_understanding", ("input", "target")),
+        (GENERATE.replace("{{{{question}}}}", "Q: {{{{input}}}}\\nA:"), "bbh/boolean_expressions", ("input", "target")),
+        (CODE, "code/humaneval", ("prompt", "canonical_solution")),
+    ],
+)
+def test_real_items(tmp_path: Path, template: str, file: str, keys: tuple[str, str]) -> None:
+    if "FUSE_BENCH_DATA" not in os.environ:
+        pytest.skip("FUSE_BENCH_DATA names no folder with bbh/ and code/")
+    lines = (Path(os.environ["FUSE_BENCH_DATA"]) / f"{file}.jsonl").read_text().splitlines()
+    path = write_task(tmp_path, "real", template.replace("doc_to_target: answer", "doc_to_target: target"), lines)
+    rows = [json.loads(line) for line in lines]
+    marks = ("Q: ", "\nA:") if "bbh" in file else ("", "")
+    items = [item(f"{marks[0]}{row[keys[0]]}{marks[1]}", row[keys[1]]) for row in rows]
+    texts = [f"{OTHER} {rows[n][keys[0]].upper()}\n{rows[n][keys[1]]}" for n in (3, 50, 100)]
+    _, judged, where = plain([items], texts)
+    assert len(judged) == len(rows)
+    assert len(where) < len(rows) / 2
+    ids = ids_of(path)
+    overlap = search({"real": path}, map(document, texts))["real"]
+    assert {n: (overlap.found[ids[n]].words, overlap.found[ids[n]].document) for n in where} == where
+    assert len(overlap.found) == len(where)
+    if "boolean" not in file:
+        assert {3, 50, 100} <= where.keys()
+
+
+# --------------------------------------------------------------------------------------------------------- clean scores
+
+
+def test_clean_scores() -> None:
+    scores = {
+        "a": {"x": np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]), "y": np.array([[0.5, 0.25], [0.5, 1.0]])},
+        "b": {"z": np.array([[1.0], [0.0]])},
+    }
+    ids = {"a": {"x": ["p", "q", "r", "r#2"], "y": ["p", "q"]}, "b": {"z": ["p"]}}
+    clean = clean_scores(scores, ids, {"x": {"q", "r#2", "gone"}, "y": {"p"}, "z": frozenset("p")})
+    assert set(clean) == {"a"}
+    np.testing.assert_array_equal(clean["a"]["x"], [[1.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(clean["a"]["y"], [[0.25], [1.0]])
+    assert stats.of_task(clean["a"]["x"]) == stats.of_task(np.array([[1.0, 1.0], [0.0, 1.0]]))
+    assert stats.of_group(clean, "a").n == 3
+    nothing = clean_scores(scores, ids, {"x": set("pqr") | {"r#2"}, "y": {"p"}, "z": set()})
+    assert {group: list(tasks) for group, tasks in nothing.items()} == {"a": ["y"], "b": ["z"]}
+
+
+def test_clean_scores_of_nothing_dirty_are_the_scores() -> None:
+    scores = {"a": {"x": np.array([[1.0, 0.0]])}}
+    clean = clean_scores(scores, {"a": {"x": ["p", "q"]}}, {"x": frozenset()})
+    np.testing.assert_array_equal(clean["a"]["x"], scores["a"]["x"])
+    with pytest.raises(KeyError):
+        clean_scores(scores, {"a": {"x": ["p", "q"]}}, {})
