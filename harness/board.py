@@ -31,7 +31,7 @@ LEGEND = {
     "bits/byte": "bits that a byte of held-out text takes: total bits over total bytes, fewer are better; no part of "
     "the overall score, the ranks or the gains. saved: how many fewer than its control or target a model takes, "
     "paired on documents, which the intervals resample",
-    "taught": "of a fusion: the share of the text's tokens that a source taught, and how much of them each did",
+    "taught": "of a fusion: the share of the text's tokens that a source taught, and the weight that each source had",
     "kinship": "how related a candidate's parents are, mean over pairs, by each measure",
     "time, memory": "to build and to evaluate; the peak, of the accelerator where one was used",
     "chance": "what guessing scores; n: how many items",
@@ -81,14 +81,14 @@ class Row:
 
     @property
     def taught(self) -> str:
-        """Of a fusion, how much of its text a source taught, and which one how much."""
+        """Of a fusion, how much of its text a source taught, and the weight of each."""
         aligned = self.number("fusion", "aligned")
         if aligned is None:
             return ""
         sources = (self.entry["fusion"].get("sources") or {}).items()
         shares = [(plain(name), number(source, "weight_of_positions")) for name, source in sources]
         by = ", ".join(f"{name} {percent(share, 0)} %" for name, share in shares if share is not None)
-        return f"{percent(aligned, 0)} % taught" + (f" by {by}" if by else "")
+        return f"{percent(aligned, 0)} % taught" + (f"; weight: {by}" if by else "")
 
     @property
     def stamped(self) -> str:

@@ -23,10 +23,11 @@ FUSION_KEYS = ("method", "seeds", "control")
 
 
 class Candidates:
-    """Reads the `candidates:` of a suite; every problem goes to `problems`."""
+    """Reads the `candidates:` of a suite; every problem goes to `problems`. planning: corpora may be absent yet."""
 
-    def __init__(self, problems: Problems, folder: Path, seed: int, groups: Sequence[str]) -> None:
+    def __init__(self, problems: Problems, folder: Path, seed: int, groups: Sequence[str], planning: bool) -> None:
         self.problems, self.folder, self.seed, self.groups = problems, folder, seed, groups
+        self.planning = planning
 
     def read(self, models: dict[str, Model], given: Mapping[str, Any]) -> None:
         """Add the candidates, their sweeps' points and their controls to the models."""
@@ -197,7 +198,7 @@ class Candidates:
     def _control(self, at: Key, value: dict[str, Any], known: Sequence[str]) -> str | None:
         """The model to be beaten that the suite names; a fusion's own control is made later (`with_controls`)."""
         given = value.get("control")
-        if given is None or (value["method"] in BUILDERS and given in ("none", "clm")):
+        if given is None or (given == "none" and value["method"] in BUILDERS):
             return None
         self.problems.reference((*at, "control"), given, known)
         return str(given)
@@ -208,7 +209,7 @@ class Candidates:
                 self.problems.add(at, f"there is no corpus '{corpus}'", did_you_mean(corpus, CORPORA))
             return corpus
         path = (self.folder / str(corpus)).absolute()
-        if not path.is_file():
+        if not path.is_file() and not self.planning:
             self.problems.add(at, f"there is no file {path}", f"a corpus is a .jsonl file, or {', '.join(CORPORA)}")
         return str(path)
 

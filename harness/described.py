@@ -36,7 +36,9 @@ def describe(plan: Plan, progress: Progress, name: str, model: Model) -> dict[st
         if model.own:
             row["own"] = dict(zip(model.models, map(dict, model.own), strict=True))
         if model.corpora:
-            row |= {"corpora": list(model.corpora), "calibration": dict(model.calibration)}
+            row["corpora"] = list(model.corpora)
+        if model.calibration:
+            row["calibration"] = dict(model.calibration)
         if model.sweep:
             row["sweep"] = {"row": model.row, "point": dict(model.sweep)}
     elif isinstance(model, Trained):

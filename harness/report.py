@@ -90,7 +90,7 @@ def survey(path: Path, options: Options) -> Survey:
     from harness.store import Store
     from harness.suite import load
 
-    suite = load(path, options.seed)
+    suite = load(path, options.seed, planning=True)
     store = Store(options.store)
     planned = plan(suite, gather(suite, store, offline=True))
     folders = [p.parent for p in options.out.glob(f"{suite.name}-*/plan.json")]

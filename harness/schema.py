@@ -95,7 +95,7 @@ def _merge(name: str) -> dict[str, Any]:
 
 
 def _fusion(name: str) -> dict[str, Any]:
-    # A control is none, clm, or the name of a model of the suite.
+    # A control is none or the name of a model of the suite.
     keys = {"method": {"const": name}, "seeds": NUMBERS, "control": {"type": "string"}}
     roles = BUILDERS[name].roles
     keys |= {role.name: NAMES if role.many else {"type": "string"} for role in roles}

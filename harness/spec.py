@@ -33,8 +33,8 @@ class Trained:
 class Candidate:
     """A model that the suite builds by a method. `row` and `sweep` say what it is one of; `seeds` makes replicates.
 
-    `weights` and `own` (a model's own parameters) follow `models`, as do the `corpora` of a merge that is guided by data;
-    those of a training are joined. `control` is the model to be beaten on the same terms.
+    `weights` and `own` (a model's own parameters) follow `models`, as do the `corpora` of a merge that is guided by
+    data; those of a training are joined. `control` is the model to be beaten on the same terms.
     `merges_base`: the base is merged, too, and not what task vectors are taken from.
     `route` says which of the models each group is answered as, of a model that is told which group it answers.
     """

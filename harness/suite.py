@@ -52,12 +52,15 @@ def find(name: str) -> Path:
     return known[name]
 
 
-def load(path: Path, seed: int | None = None) -> Suite:
-    """Read and check a suite; `seed` stands in for its own. Raises SuiteError with every problem of the file."""
+def load(path: Path, seed: int | None = None, planning: bool = False) -> Suite:
+    """Read and check a suite; `seed` stands in for its own. Raises SuiteError with every problem of the file.
+
+    planning: its corpora need not be there yet.
+    """
     document = Document(path)
     if seed is not None and isinstance(document.data, dict):
         document.data["seed"] = seed
-    reader = _Reader(document.data, path)
+    reader = _Reader(document.data, path, planning)
     suite = reader.suite()
     if reader.problems.found:
         raise document.error(reader.problems.found)
@@ -68,8 +71,8 @@ def load(path: Path, seed: int | None = None) -> Suite:
 class _Reader:
     """Walks the data once and notes every problem; the Suite is built only where there are none."""
 
-    def __init__(self, data: Any, path: Path) -> None:
-        self.data, self.path = data, path
+    def __init__(self, data: Any, path: Path, planning: bool) -> None:
+        self.data, self.path, self.planning = data, path, planning
         self.problems = Problems()
 
     def suite(self) -> Suite | None:
@@ -85,7 +88,8 @@ class _Reader:
             self.add_model(models, key, value, given)
         groups = read_groups(self.problems, self.path.parent, self.mapping("evaluate", required=True))
         named = [group.name for group in groups]
-        candidates = Candidates(self.problems, self.path.parent, seed if isinstance(seed, int) else 0, named)
+        number = seed if isinstance(seed, int) else 0
+        candidates = Candidates(self.problems, self.path.parent, number, named, self.planning)
         written = self.mapping("candidates", required=False)
         candidates.read(models, written)
         published = read_published(

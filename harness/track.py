@@ -15,18 +15,20 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from harness.errors import FuseBenchError
+from harness.runs import file_name
 
 ARTIFACTS = ("suite.yaml", "results.json", "leaderboard.html", "leaderboard.md", "leaderboard.csv", "leaderboard.json")
 KEY_LENGTH = 250
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
+BATCH = 1000  # metrics of one request
 # Costs and machines differ between two runs of one suite that give the same scores: they make no new result.
 NOT_RESULTS = ("environment", "cost")
 SETTINGS = {
@@ -58,15 +60,18 @@ class Tracked:
 def track(results: Mapping[str, Any], run_dir: Path, uri: str) -> Tracked:
     """Send a results document and the run folder's files to the MLflow store at `uri`.
 
+    A model's curve (curves/<model>.jsonl in the run folder) becomes metrics with steps: curve/loss, curve/clm, ...
     `uri` is sqlite:////absolute/mlflow.db or a server's address. Without mlflow installed nothing is sent and the
-    result carries a hint. Raises TrackError when the store does not take it.
+    result carries a hint. Raises TrackError when the store does not take it, or a curve is damaged.
     """
     experiment = f"fuse-bench/{_suite_name(results)}"
     again = f"fuse-bench track {shlex.quote(str(run_dir))}"
     _check_uri(uri)
+    models = (results.get("models") or {}).items()
+    curves = {str(name): curve_of(run_dir, str(name), entry) for name, entry in models}
     try:
         with _alone(uri):
-            return _send(_client(uri), results, run_dir, uri, experiment)
+            return _send(_client(uri), results, curves, run_dir, uri, experiment)
     except ImportError:
         hint = f"MLflow is not installed, nothing was sent; install it (pip install mlflow) and run: {again}"
         return Tracked(uri, experiment, None, hint=hint)
@@ -109,7 +114,9 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _send(client: Any, results: Mapping[str, Any], run_dir: Path, uri: str, experiment: str) -> Tracked:
+def _send(
+    client: Any, results: Mapping[str, Any], curves: Mapping[str, "Curve"], run_dir: Path, uri: str, experiment: str
+) -> Tracked:
     at = _experiment(client, experiment, uri)
     digest = _digest(results)
     suite = _find(client, at, {"fusebench.kind": "suite", "fusebench.result_digest": digest})
@@ -125,7 +132,7 @@ def _send(client: Any, results: Mapping[str, Any], run_dir: Path, uri: str, expe
     sent: list[str] = []
     already: list[str] = []
     for name, entry in (results.get("models") or {}).items():
-        fresh = not complete and _send_model(client, at, suite_run, str(name), entry)
+        fresh = not complete and _send_model(client, at, suite_run, str(name), entry, curves[str(name)])
         (sent if fresh else already).append(str(name))
     if not complete:
         _send_suite(client, suite_run, run_dir)
@@ -143,7 +150,9 @@ def _send_suite(client: Any, suite_run: str, run_dir: Path) -> None:
     client.set_terminated(suite_run, "FINISHED")
 
 
-def _send_model(client: Any, experiment_id: str, suite_run: str, name: str, entry: Mapping[str, Any]) -> bool:
+def _send_model(
+    client: Any, experiment_id: str, suite_run: str, name: str, entry: Mapping[str, Any], curve: "Curve"
+) -> bool:
     """Send one model's run; False if MLflow has it from an earlier sending, which then moves to this suite run."""
     identity = {
         "fusebench.kind": "model",
@@ -163,6 +172,9 @@ def _send_model(client: Any, experiment_id: str, suite_run: str, name: str, entr
     metrics = [Metric(key, value, now, 0) for key, value in metrics_of(entry).items()]
     params = [Param(key, value) for key, value in params_of(entry).items()]
     client.log_batch(run.info.run_id, metrics=metrics, params=params)
+    steps = [Metric(key, value, now, step) for step, values in curve for key, value in values.items()]
+    for start in range(0, len(steps), BATCH):
+        client.log_batch(run.info.run_id, metrics=steps[start : start + BATCH])
     ended = {"failed": "FAILED", "skipped": "KILLED"}.get(str(entry.get("status")), "FINISHED")
     client.set_terminated(run.info.run_id, ended)
     return True
@@ -188,11 +200,50 @@ def _find(client: Any, experiment_id: str, tags: Mapping[str, str]) -> Any:
 
 def metrics_of(entry: Mapping[str, Any]) -> dict[str, float]:
     """A model's metrics by MLflow key: bbh/navigate, stderr/bbh/navigate, avg/bbh, avg/all, gain/best, kinship/pcc."""
+    return _finite(_numbers(entry))
+
+
+def _finite(named: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for path, value in _numbers(entry):
+    for path, value in named:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             found[_free(key_of(*path), path, found)] = float(value)
     return found
+
+
+# A training's curve: (step, metrics by MLflow key).
+Curve = Sequence[tuple[int, Mapping[str, float]]]
+
+
+def curve_of(run_dir: Path, name: str, entry: Mapping[str, Any]) -> Curve:
+    """A model's curve as the run folder has it, those of its seeds after each other; empty for one without a curve.
+
+    Keys: curve/loss, or curve/loss/seed_1 where there are several seeds; system/ for what depends on the machine.
+    Raises TrackError for a damaged file.
+    """
+    seeds = entry.get("seeds") or ()
+    if len(seeds) < 2:
+        return _curve(run_dir / "curves" / f"{file_name(name)}.jsonl", ())
+    files = {seed: run_dir / "curves" / f"{file_name(f'{name}@{seed}')}.jsonl" for seed in seeds}
+    return [line for seed, file in files.items() for line in _curve(file, (f"seed_{seed}",))]
+
+
+def _curve(file: Path, suffix: tuple[str, ...]) -> Curve:
+    if not file.is_file():
+        return []
+    curve = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            told = json.loads(line)
+            step, wall = int(told.pop("step")), told.pop("wall", {})
+            named = [(("curve", key, *suffix), value) for key, value in told.items()]
+            named += [(("system", key, *suffix), value) for key, value in wall.items()]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise TrackError(
+                f"{file}:{number} is no line of a curve ({error}); give the run's command again, it is rebuilt"
+            ) from error
+        curve.append((step, _finite(named)))
+    return curve
 
 
 def params_of(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -162,7 +162,8 @@ def _start(
     from fusion import new_model, train
 
     texts = course.documents()
-    tokenizer = new_model.train_tokenizer([text["prompt"] + text["answer"] for text in texts[:TOKENIZER_TEXTS]], vocabulary)
+    read = [text["prompt"] + text["answer"] for text in texts[:TOKENIZER_TEXTS]]
+    tokenizer = new_model.train_tokenizer(read, vocabulary)
     model = new_model.new_model(architecture, sizes, tokenizer, course.seed)
     return train.train(model, tokenizer, texts, course.settings(), out, scratch, progress)
 

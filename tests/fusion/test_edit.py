@@ -79,14 +79,29 @@ def test_a_document_that_does_not_fit_is_walked_in_blocks(cells: int, monkeypatc
     assert edit.warp(cost, rows, columns).tolist() == whole.tolist()
 
 
+def test_longer_paths_with_many_ties() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        cost = rng.integers(0, 2, (30, 30)).astype(np.int32)
+        rows, columns = np.arange(30), np.arange(30)
+        found = edit.warp(cost, rows, columns)
+        assert [tuple(pair) for pair in found.T.tolist()] == plain_align.warp(cost.tolist())
+
+
+def test_of_up_and_left_up_is_taken() -> None:
+    # At the end both ways cost 0, and the diagonal 1.
+    cost = [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert plain_align.warp(cost) == [(0, 0), (0, 1), (1, 2), (2, 2)]
+    found = edit.warp(np.asarray(cost, np.int32), np.arange(3), np.arange(3))
+    assert found.T.tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
+
+
 def test_costs_beyond_small_numbers() -> None:
-    cost = np.asarray([[1 << 27, 0], [1, 1 << 27]], np.int32)
-    rows, columns = np.asarray([0, 1, 0, 1]), np.asarray([1, 0, 1, 0])
-    assert edit.warp(cost, rows, columns).tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
-    wrong = edit.warp(cost, rows, columns[::-1].copy())
-    assert [tuple(pair) for pair in wrong.T.tolist()] == plain_align.warp(
-        [[int(cost[i, j]) for j in columns[::-1]] for i in rows]
-    )
+    cost = np.asarray([[1 << 27, (1 << 27) + 1], [1, 1 << 27]], np.int32)
+    rows, columns = np.asarray([0, 1, 0, 0] * 10), np.asarray([0, 0, 1, 0] * 9)
+    found = edit.warp(cost, rows, columns)
+    wanted = plain_align.warp([[int(cost[i, j]) for j in columns] for i in rows])
+    assert [tuple(pair) for pair in found.T.tolist()] == wanted
 
 
 def test_no_tokens_no_path() -> None:

@@ -381,9 +381,11 @@ def test_what_is_saved_and_who_taught_are_in_the_wide_table(fused):
     for found in (leaderboard.text(fused, None), leaderboard.markdown(fused).replace("\\", "")):
         assert "-0.250 [-0.300, -0.200]" in found and "+0.375 [-0.300, -0.200]" in found
         assert "bits/byte saved over control" in found
-        assert "96 % taught by base 36 %, neox 60 %" in found
+        assert "96 % taught; weight: base 36 %, neox 60 %" in found
     page = page_module.page(fused)
-    assert "−0.250" in page and "against more, p = 0.001" in page and "96 % taught by base 36 %, neox 60 %" in page
+    assert (
+        "−0.250" in page and "against more, p = 0.001" in page and "96 % taught; weight: base 36 %, neox 60 %" in page
+    )
     assert "fewer are better" in page
 
 

@@ -140,7 +140,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[list[Item]], list[str]]:
     return tasks, texts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(world=worlds(), block=st.sampled_from([1, 20, 1 << 17]))
 def test_the_search_is_the_rule(world: tuple[list[list[Item]], list[str]], block: int) -> None:
     tasks, texts = world
@@ -459,10 +459,8 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         overlap_report(corpus, ["legs.yaml"], tmp_path, 0)
 
 
-def test_pocket_corpora_are_drawn_from_the_seed(tmp_path: Path) -> None:
-    reports = [overlap_report("pocket/clean", ["pocket_goals"], tmp_path, seed) for seed in (1, 1)]
-    assert reports[0] == reports[1]
-    assert reports[0]["tasks"]["pocket_goals"] == {
+def test_the_pocket_world_holds_its_items_out(tmp_path: Path) -> None:
+    assert overlap_report("pocket/clean", ["pocket_goals"], tmp_path, 1)["tasks"]["pocket_goals"] == {
         "items": 200, "short": 200, "unjudged": 0, "overlapping": 0, "overlapping_short": 0, "share": 0.0,
         "examples": [],
     }  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from harness import track as tracking
+from harness.runs import file_name
 from harness.track import TrackError, key_of, metrics_of, params_of, track, ui_command
 
 NASTY = "<script>alert(1)</script>'\"`\n" + "x" * 500
@@ -155,6 +156,96 @@ def test_the_artifacts_lie_beside_the_store(uri, stored, results, run_dir, tmp_p
     sent = track(results, run_dir, uri)
     assert list((tmp_path / "mlartifacts").rglob("leaderboard.html"))
     assert sent.uri == uri
+
+
+# --- curves
+
+
+def write_curve(run_dir, name: str, steps: int) -> None:
+    (run_dir / "curves").mkdir(exist_ok=True)
+    lines = [
+        {"step": step, "loss": 1 / step, "clm": 0.5, "tokens": 7, "wall": {"tokens_per_second": 99.5}}
+        for step in range(10, 10 * steps + 1, 10)
+    ]
+    (run_dir / "curves" / f"{file_name(name)}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_curve_becomes_metrics_with_steps(uri, stored, results, run_dir, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH", 5)
+    write_curve(run_dir, "ties[density=0.3]", 3)
+    track(results, run_dir, uri)
+    client, kinds = stored()
+    (run,) = kinds["model"]["ties[density=0.3]"]
+    history = client.get_metric_history(run.info.run_id, "curve/loss")
+    assert [(found.step, found.value) for found in history] == [(10, 0.1), (20, 0.05), (30, pytest.approx(1 / 30))]
+    for key, value in {"curve/clm": 0.5, "curve/tokens": 7, "system/tokens_per_second": 99.5}.items():
+        history = client.get_metric_history(run.info.run_id, key)
+        assert [(found.step, found.value) for found in history] == [(10, value), (20, value), (30, value)]
+    (other,) = kinds["model"]["base"]
+    assert not [key for key in other.data.metrics if key.startswith(("curve/", "system/"))]
+
+
+def test_a_curve_is_sent_once(uri, stored, results, run_dir):
+    write_curve(run_dir, "base", 2)
+    track(results, run_dir, uri)
+    assert track(results, run_dir, uri).sent == ()
+    client, kinds = stored()
+    assert len(client.get_metric_history(kinds["model"]["base"][0].info.run_id, "curve/loss")) == 2
+
+
+def test_a_curve_whose_sending_broke_off_is_sent_whole(uri, stored, results, run_dir, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(tracking, "BATCH", 4)
+    write_curve(run_dir, "ties[density=0.3]", 3)
+    whole = MlflowClient.log_batch
+    calls = []
+
+    def broken(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("disk full")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", broken)
+    with pytest.raises(TrackError, match="disk full"):
+        track(results, run_dir, uri)
+    track(results, run_dir, uri)
+    client, kinds = stored()
+    (run,) = kinds["model"]["ties[density=0.3]"]
+    assert [found.step for found in client.get_metric_history(run.info.run_id, "curve/loss")] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1.0}', '{"step": "x"}', '{"step": 1, "wall": 3}'])
+def test_a_damaged_curve_is_named_with_its_line(line, results, run_dir, tmp_path):
+    write_curve(run_dir, "base", 1)
+    file = run_dir / "curves" / f"{file_name('base')}.jsonl"
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(TrackError, match=r"\.jsonl:2 is no line of a curve"):
+        track(results, run_dir, f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_each_seed_has_a_curve(run_dir):
+    for seed in (1, 2):
+        write_curve(run_dir, f"fused@{seed}", seed)
+    curve = tracking.curve_of(run_dir, "fused", {"seeds": [1, 2, 3]})
+    assert [
+        (step, values[f"curve/loss/seed_{seed}"]) for seed, (step, values) in zip((1, 2, 2), curve, strict=True)
+    ] == [
+        (10, 0.1),
+        (10, 0.1),
+        (20, 0.05),
+    ]
+    write_curve(run_dir, "fused", 1)
+    ((_, values),) = tracking.curve_of(run_dir, "fused", {"seeds": [1]})
+    assert set(values) == {"curve/loss", "curve/clm", "curve/tokens", "system/tokens_per_second"}
+
+
+def test_what_is_not_finite_in_a_curve_is_no_metric(run_dir):
+    (run_dir / "curves").mkdir()
+    (run_dir / "curves" / f"{file_name('<b>')}.jsonl").write_text('{"step": 1, "loss": NaN, "a,b": 1, "a;b": 2}\n')
+    ((step, values),) = tracking.curve_of(run_dir, "<b>", {})
+    assert step == 1 and sorted(values.values()) == [1.0, 2.0]
 
 
 # --- sent again
