@@ -4,7 +4,7 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check fix torture peers bench-merge clean
+.PHONY: quickstart test check fix torture peers bench-merge bench-fuse clean
 
 quickstart: .venv/installed
 	$(BIN)/fuse-bench run suites/quickstart.yaml
@@ -33,6 +33,10 @@ peers: .venv/installed-dev .venv-peers/installed
 # Wall time and memory beside mergekit's: make bench-merge ARGS="--large --runs 5"
 bench-merge: .venv/installed-dev .venv-peers/installed
 	$(BIN)/python -m tests.bench.bench_merge $(ARGS)
+
+# Vocabulary maps, alignments, the store of teachers, and a step of fusion beside one of plain training.
+bench-fuse: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.bench_fuse $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fuse-bench needs Python 3.11 or 3.12; none is on the path. Set PYTHON=..." >&2; exit 2; }

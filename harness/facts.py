@@ -83,7 +83,7 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
     offline: nothing is fetched; what is not here is named in `missing`, and left out of the tasks. Raises UsageError,
     TaskError or CheckpointError for what is not there or cannot be used.
     """
-    tasks, groups, missing = _tasks(suite, store, offline)
+    missing: list[Missing] = []
     folders = {}
     for source in (m for m in suite.models.values() if isinstance(m, Source)):
         folder = _folder_here(source, store) if offline else _folder(source, store)
@@ -91,6 +91,8 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
             missing.append(Missing("model", source.name, source.origin))
             folder = FolderFacts(source.origin, f"not here: {source.origin} {source.revision}", 0, {})
         folders[source.name] = folder
+    tasks, groups, absent = _tasks(suite, store, offline)
+    missing += absent
     corpora = {}
     for corpus in (c for m in suite.models.values() if isinstance(m, Candidate) for c in m.corpora):
         if offline and not corpus.startswith("pocket/") and not Path(corpus).is_file():

@@ -131,7 +131,7 @@ def _table_models(found: Board) -> str:
     head += [th("time", LEGEND["time, memory"]), th("memory", LEGEND["time, memory"])]
     lines = []
     for row in found.rows:
-        cells = [rank_cell(row), model_cell(row), overall_cell(row, scale)]
+        cells = [rank_cell(row), model_cell(row, taught=True), overall_cell(row, scale)]
         cells += [score_cell(row, group) for group in found.groups]
         cells += [gain_cell(row, row.headline, reach)] if found.gains else []
         cells += [bits_cell(row, group) for group in found.texts]
@@ -158,7 +158,10 @@ def _table_gains(found: Board) -> str:
         return ""
     reach = reach_of(rows, found.gains)
     head = [th("model", left=True), *(th(f"over {OVER.get(gain, gain)}", left=True) for gain in found.gains)]
-    head += [th(f"{escape(found.text_titles[group])} saved over {key}", LEGEND["bits/byte"]) for group, key in saved]
+    head += [
+        th(f"saved over {key}", LEGEND["bits/byte"], below=f"<small>{escape(found.text_titles[group])}</small>")
+        for group, key in saved
+    ]
     lines = []
     for row in rows:
         cells = [model_cell(row), *(gain_cell(row, gain, reach) for gain in found.gains)]

@@ -68,19 +68,19 @@ def rank_cell(row: Row) -> str:
     return td(f'{row.rank}<span class="tie">{"=" if row.tied else ""}</span>', row.rank, extra=' class="rank"')
 
 
-def model_cell(row: Row) -> str:
-    """A model's name, and how it was made."""
+def model_cell(row: Row, taught: bool = False) -> str:
+    """A model's name, and how it was made; with `taught`, by whom a fusion was."""
     method = row.entry.get("method")
     parents = [plain(parent) for parent in row.entry.get("parents") or []]
     how = " ".join(
         part for part in (plain(method) if method else "", f"of {', '.join(parents)}" if parents else "") if part
     )
     name = plain(row.name)
-    taught = f'<span class="how">{escape(row.taught)}</span>' if row.taught else ""
+    by = f'<span class="how">{escape(row.taught)}</span>' if taught and row.taught else ""
     return (
         f'<td class="model" data-v="{escape(name)}"><span class="name" title="{escape(name)}">'
         f'{escape(clipped(name, LONGEST_NAME))}</span><span class="how" title="{escape(how)}">'
-        f'<span class="kind">{escape(row.stamped)}</span> {escape(clipped(how, LONGEST_HOW))}</span>{taught}</td>'
+        f'<span class="kind">{escape(row.stamped)}</span> {escape(clipped(how, LONGEST_HOW))}</span>{by}</td>'
     )
 
 
@@ -116,7 +116,7 @@ def saved_cell(row: Row, group: str, key: str) -> str:
         return '<td class="none">–</td>'
     against = plain(row.entry["text_gain"][group][key].get("against") or key)
     about = f"against {against}" + (f", p = {p:.2g}" if p is not None else "")
-    span = "" if low is None or high is None else f'<small class="half">{bits(low, True)} to {bits(high, True)}</small>'
+    span = "" if low is None or high is None else f"<br><small>{bits(low, True)} to {bits(high, True)}</small>"
     return td(f"{bits(value, True)}{span}".replace("-", "−"), value, extra=f' title="{escape(about)}"')
 
 

@@ -62,7 +62,7 @@ def statistics_of(model: Candidate, facts: Facts) -> Iterator[tuple[str, str, st
             # What reaches a layer depends on all the models that were merged below it.
             yield name, f"statistics {kind} {model.name}", str(i)
         elif kind is not None:
-            yield name, f"statistics {kind} {name} on {_texts(facts, [corpus])} {_brief(model.calibration)}", "0"
+            yield name, f"statistics {kind} {name} on {corpus_names(facts, [corpus])} {_brief(model.calibration)}", "0"
 
 
 def _kind(model: Trained | Candidate) -> str:
@@ -156,11 +156,11 @@ def _stores(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
         corpora = [facts.corpora[corpus] for corpus in model.corpora]
         spec = {"version": STORE_VERSION, "top_k": top_k, "corpora": corpora, **_common(facts)}
         inputs = tuple(input_of(suite, facts, f"model.{i}", name) for i, name in enumerate(names))
-        job = f"read {'+'.join(names)} on {_texts(facts, model.corpora)} top_k={top_k}"
+        job = f"read {'+'.join(names)} on {corpus_names(facts, model.corpora)} top_k={top_k}"
         yield Job(job, "read", spec, inputs, {"corpora": model.corpora, "corpus_seed": suite.seed})
 
 
-def _texts(facts: Facts, corpora: Sequence[str]) -> str:
+def corpus_names(facts: Facts, corpora: Sequence[str]) -> str:
     """Corpora as a part of a job's name: two files of one name are two corpora."""
     digests = (digest_of(facts.corpora[corpus]).removeprefix("sha256:")[:8] for corpus in corpora)
     return "+".join(f"{Path(corpus).name} {digest}" for corpus, digest in zip(corpora, digests, strict=True))

@@ -51,6 +51,7 @@ tr.control .kind::before,tr.control circle{fill:var(--card);background:transpare
 tr.control .kind::before{border-style:dashed}
 .plot{text-align:left}
 .with{display:inline-block;min-width:3.4em;margin-right:6px;text-align:right;vertical-align:middle}
+td small{color:var(--soft);font-size:12px}
 .half{margin-left:5px;color:var(--soft);font-size:12px}
 .star{display:inline-block;width:.6em;text-align:left;color:var(--good);font-weight:700}
 svg{vertical-align:middle}

@@ -9,13 +9,13 @@ from fusion.modelref import Delta, Folder, ModelRef, Routed, to_json
 from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
-from harness.making import THREADS, input_of, instances, made_by, making, recipe_of, statistics_of
+from harness.making import THREADS, corpus_names, input_of, instances, made_by, making, recipe_of, statistics_of
 from harness.spec import Candidate, Group, Source, Suite, Trained
 from harness.store import Entry, canonical, digest_of
 from harness.tasks import Task
 
 FIRST_BLOCK, BLOCK = 64, 128
-GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION = 1, 1, 1
+GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION, OVERLAP_VERSION = 1, 1, 1, 1
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,18 @@ class TaskItems:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a suite in an order in which they can be done, and how to find each model's weights."""
+    """The jobs of a suite in an order in which they can be done, and how to find each model's weights.
+
+    kinship: by candidate, the job that measures its parents' kinship. overlaps: by corpus, the job that looks for the
+    suite's items in it.
+    """
 
     suite: Suite
     facts: Facts
     jobs: Mapping[str, Job]
     items: Mapping[str, Mapping[str, TaskItems]]
     kinship: Mapping[str, str]
+    overlaps: Mapping[str, str]
 
     def ref(self, instance: str, done: Mapping[str, Entry]) -> ModelRef:
         """Where a model's weights are, or how to make them, once the jobs it needs are done."""
@@ -115,7 +120,8 @@ def plan(suite: Suite, facts: Facts) -> Plan:
                     for job in _scoring(suite, facts, name, model, group, block):
                         jobs[job.id] = job
     kinship = dict(_kinship(suite, facts, jobs))
-    return Plan(suite, facts, jobs, items, kinship)
+    overlaps = dict(_overlaps(suite, facts, jobs))
+    return Plan(suite, facts, jobs, items, kinship, overlaps)
 
 
 def in_order(ids: Sequence[str], seed: int) -> list[int]:
@@ -240,3 +246,25 @@ def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple
         spec = {"version": RELATE_VERSION, "measures": suite.measures}
         jobs[job_id] = Job(job_id, "relate", spec, tuple(inputs))
         yield model.name, job_id
+
+
+def _overlaps(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple[str, str]]:
+    """(corpus, id of the job that looks for the suite's items in it), for all text that candidates are made with."""
+    tasks = {name: task for name, task in facts.tasks.items() if task.kind != "text"}
+    corpora = dict.fromkeys(c for m in suite.models.values() if isinstance(m, Candidate) for c in m.corpora)
+    for corpus in corpora if tasks else ():
+        job_id = f"overlap {corpus_names(facts, [corpus])}"
+        spec = {
+            "version": OVERLAP_VERSION,
+            "corpus": facts.corpora[corpus],
+            "tasks": {name: task.digest for name, task in tasks.items()},
+            "versions": {"lm_eval": facts.versions["lm_eval"]},
+        }
+        where = {
+            "corpus": corpus,
+            "corpus_seed": suite.seed,
+            "sources": {name: task.source for name, task in tasks.items()},
+            "trust": suite.trust_task_code,
+        }
+        jobs[job_id] = Job(job_id, "overlap", spec, (), where)
+        yield corpus, job_id

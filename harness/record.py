@@ -14,6 +14,7 @@ import numpy as np
 
 from harness import bits_per_byte, relate, stats
 from harness.bits_per_byte import Texts
+from harness.clean import add_clean
 from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
 from harness.facts import environment
@@ -52,6 +53,7 @@ def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, 
         models[name] = row
     _choose(models)
     _add_kinship(models, plan, progress)
+    add_clean(models, plan, progress, scores["test"])
     rows = [{"name": n, **row} for n, row in models.items() if row["kind"] == "merged"]
     return {
         "schema": SCHEMA,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,11 +150,15 @@ def print_plan(found: Survey) -> None:
 def _missing_lines(missing: Sequence[Missing]) -> list[str]:
     """What is not here, and what that keeps out of the plan."""
     fetched = [str(one) for one in missing if one.kind != "corpus"]
-    lines = ["", f"not here: {', '.join(fetched)}: would be fetched by run"] if fetched else []
+    lines = ["", *_wrapped(f"not here: {', '.join(fetched)}: would be fetched by run")] if fetched else []
     if any(one.kind == "tasks" for one in missing):
         lines.append("the evaluation jobs of those tasks are not counted: their items are not known yet")
     made = [str(one) for one in missing if one.kind == "corpus"]
-    return lines + ([f"not here: {', '.join(made)}: yours to make before run"] if made else [])
+    return lines + (_wrapped(f"not here: {', '.join(made)}: yours to make before run") if made else [])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def gib(size: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import leaderboard, record
+from harness import described, leaderboard, record
 from harness.display import display
 from harness.drive import Driver, Progress, stopping
 from harness.errors import Interrupted, UsageError
@@ -69,6 +69,7 @@ def run(suite_path: Path, options: Options) -> Outcome:
         results, scores = record.assemble(planned, progress)
         record.write(run_dir, results, planned, scores)
         write_refs(run_dir, planned, progress)
+        described.write_curves(run_dir, planned, progress)
         with disk_errors(run_dir):
             leaderboard.write(results, run_dir)
         event("driver.results-written")
@@ -79,7 +80,7 @@ def run(suite_path: Path, options: Options) -> Outcome:
         jobs=_count(progress),
         failed={j: f.error for j, f in progress.failed.items() if f.fault != "skipped"},
         seconds=round(time.monotonic() - started, 1),
-        warnings=warnings,
+        warnings=(*described.warnings(results), *warnings),
         ui=tracked,
         kept={j.partition(" ")[2]: e.path / "model" for j, e in progress.done.items() if j.startswith("write ")},
     )

@@ -24,6 +24,7 @@ FUNCTIONS = {
     "generate": "harness.work:generate",
     "judge": "harness.work:judge",
     "relate": "harness.work:relate",
+    "overlap": "harness.work:overlap",
 }
 
 
@@ -155,6 +156,21 @@ def relate(task: Task) -> Made:
 
     models = {role: open_ref(ref) for role, ref in sorted(task.refs.items()) if role != "base"}
     return Made({"pairs": kinship(models, open_ref(task.refs["base"]), task.spec["measures"])})
+
+
+def overlap(task: Task) -> Made:
+    """Which items of tasks stand in a corpus, in `overlap.json`: by task, ids as plans name them."""
+    from harness.build import documents
+    from harness.overlap import search
+
+    sources = {name: Path(source) for name, source in task.where["sources"].items()}
+    text = documents(task.where["corpus"], task.where["corpus_seed"])
+    found = search(sources, text, task.where["trust"])
+    _write_json(
+        task.out / "overlap.json",
+        {name: {"found": sorted(one.found), "unjudged": sorted(one.unjudged)} for name, one in found.items()},
+    )
+    return Made({name: {"items": len(one.ids), "overlapping": len(one.found)} for name, one in found.items()})
 
 
 def numbered(given: "Mapping[str, T]", role: str) -> "list[T]":

@@ -81,7 +81,7 @@ def _read(path: Path) -> tuple[list[str], Any]:
 
 
 def _child_place(node: Any, step: str | int, *, key: bool) -> tuple[int, int] | None:
-    if isinstance(node, CommentedMap) and step in node:
+    if isinstance(node, CommentedMap) and step in (node.lc.data or {}):
         line, column = node.lc.key(step) if key else node.lc.value(step)
         return (line, column)
     if isinstance(node, CommentedSeq) and isinstance(step, int) and step < len(node):

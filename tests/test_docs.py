@@ -11,7 +11,7 @@ from harness.cli import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-HOW = "".join((ROOT / "docs" / name).read_text() for name in ("how-it-works.md", "merging.md"))
+HOW = "".join((ROOT / "docs" / name).read_text() for name in ("how-it-works.md", "merging.md", "fusion.md"))
 
 
 @pytest.mark.parametrize("verb", sorted(cli.commands))
@@ -44,6 +44,13 @@ def test_every_merge_method_is_in_the_changelog():
 
     told = (ROOT / "CHANGELOG.md").read_text()
     assert not [name for name in METHODS if not re.search(rf"\b{re.escape(name)}(?!\w)", told)]
+
+
+def test_every_builder_is_in_the_changelog():
+    from fusion.builders import BUILDERS
+
+    told = (ROOT / "CHANGELOG.md").read_text()
+    assert not [name for name in BUILDERS if f"`{name}`" not in told]
 
 
 def test_every_parameter_says_what_it_is():

@@ -11,12 +11,14 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from fusion import align, corpus, new_model, teachers, vocabulary
 from fusion.builders import BUILDERS
@@ -27,7 +29,6 @@ from harness.pocket import mixtures
 from harness.pocket.texts import documents as pocket_documents
 from tests.bench.bench_merge import machine, place, versions
 from tests.conftest import ROOT
-from tests.fusion import plain_align
 
 LONG_CHARACTERS = 7000  # some 2,000 tokens
 POCKET = {"width": 128, "layers": 4, "heads": 4, "context": 256}
@@ -50,7 +51,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions("ours"),
         "limits": LIMITS,
     }
     data = os.environ.get("FUSE_BENCH_DATA")
@@ -82,18 +83,26 @@ def cpu(work: Callable[[], Any], runs: int) -> float:
 
 
 def tokenizers(data: Path) -> dict[str, Any]:
-    return {name: vocabulary.read_tokenizer(data / "tokenizers" / name) for name in ("llama2", "neox", "gpt2", "qwen15")}
+    names = ("llama2", "neox", "gpt2", "qwen15")
+    return {name: vocabulary.read_tokenizer(data / "tokenizers" / name) for name in names}
 
 
 def maps(data: Path, runs: int) -> dict[str, Any]:
     """GPT-NeoX to Llama-2 by edit distance, by our rule and by the published one."""
-    found = tokenizers(data)
-    neox, llama = (vocabulary.read_vocabulary(found[name]) for name in ("neox", "llama2"))
+    read = tokenizers(data)
+    neox, llama = (vocabulary.read_vocabulary(read[name]) for name in ("neox", "llama2"))
     report: dict[str, Any] = {"source": len(neox.tokens), "target": len(llama.tokens)}
-    for name, compat in (("ours", None), ("fusellm-v1", "fusellm-v1")):
-        made: list[Any] = []
-        seconds = cpu(lambda c=compat: made.append(vocabulary.vocabulary_map(neox, llama, "min_ed", c)), runs)  # type: ignore[misc]
-        report[name] = {"cpu_s": seconds, **vocabulary.shares(made[0], neox)}
+    rules: dict[str, vocabulary.Compat | None] = {"ours": None, "fusellm-v1": "fusellm-v1"}
+    for name, compat in rules.items():
+        seconds = cpu(partial(vocabulary.vocabulary_map, neox, llama, "min_ed", compat), runs)
+        found = vocabulary.vocabulary_map(neox, llama, "min_ed", compat)
+        report[name] = {"cpu_s": seconds, **vocabulary.shares(found, neox)}
+    # What a loop over all pairs would cost, from some tokens.
+    some = [token.decode("latin-1") for token in neox.tokens[1000:1020] if token]
+    every = [token.decode("latin-1") for token in llama.tokens if token]
+    loop = cpu(lambda: [Levenshtein.distance(a, b) for a in some for b in every], 1)
+    inexact = (1 - report["ours"]["exact"]) * len(neox.tokens)
+    report["loop_cpu_s"] = loop / len(some) * inexact
     return report
 
 
@@ -118,24 +127,23 @@ def alignments(data: Path, runs: int) -> dict[str, Any]:
         cuts = [(cut(found[target], own, text), cut(found[source], other, text)) for text in pieces]
         tokens = sum(len(ours.ids) for ours, _ in cuts)
         pair: dict[str, Any] = {"tokens": tokens, "texts": len(cuts)}
-        for how in ("bytes", "min_ed", "exact"):
-            mapping = vocabulary.vocabulary_map(other, own, how)  # type: ignore[arg-type]
-            run = align.aligner(how, other, own, mapping)  # type: ignore[arg-type]
-            seconds = cpu(lambda r=run, c=cuts: [r(ours, theirs) for ours, theirs in c], runs)  # type: ignore[misc]
-            aligned = sum(int((run(ours, theirs).source >= 0).sum()) for ours, theirs in cuts)
+        kinds: tuple[vocabulary.Alignments, ...] = ("bytes", "min_ed", "exact")
+        for how in kinds:
+            run = align.aligner(how, other, own, vocabulary.vocabulary_map(other, own, how))
+            seconds = cpu(partial(every, run, cuts), runs)
+            aligned = sum(int((found.source >= 0).sum()) for found in every(run, cuts))
             pair[how] = {"cpu_s_per_1k": 1000 * seconds / tokens, "aligned": aligned / tokens}
         report[f"{source} to {target}"] = pair
     return report
 
 
+def every(run: Callable[..., align.Alignment], cuts: list[tuple[align.Cut, align.Cut]]) -> list[align.Alignment]:
+    return [run(ours, theirs) for ours, theirs in cuts]
+
+
 def cut(tokenizer: Any, own: vocabulary.Vocabulary, text: str) -> align.Cut:
     ids = np.asarray(tokenizer(text)["input_ids"], np.int64)
     return align.Cut(ids, vocabulary.byte_ends(own, ids, text))
-
-
-def recurrence(data: Path) -> dict[str, Any]:
-    """The plain recurrence of tests/fusion/plain_align.py on one text: what `min_ed` would cost without vectors."""
-    raise NotImplementedError
 
 
 # ---------------------------------------------------------------------------------------------- the store and the step
@@ -163,7 +171,7 @@ def store(folder: Path, runs: int) -> dict[str, Any]:
     tokens = made[0].meta["tokens"]
     sizes = {"900": _bytes(made[0].folder) / tokens}
     large = model(folder / "large", 640)
-    live, tokenizer = teachers.load(large)
+    live, _ = teachers.load(large)
     live.resize_token_embeddings(152_000, mean_resizing=False)
     live.save_pretrained(large)
     small = teachers.write_store([large], texts[:100], 10, folder / "store-large", _quiet)
@@ -202,10 +210,52 @@ def _training(name: str, given: dict[str, Any], target: Path, teacher: Path, tex
         teachers.write_store([roles[role] for role in together], texts, params.top_k, stores[-1], _quiet)
     ends: list[float] = []
     taught_by = (teacher,) if name == "fusellm" else ()
-    work = Work(params, target, taught_by, texts, tuple(stores), 0, out / "out", out / "s", lambda *_: ends.append(time.process_time()))
-    builder.run(work)
+
+    def tick(done: int, total: int) -> None:
+        ends.append(time.process_time())
+
+    builder.run(Work(params, target, taught_by, texts, tuple(stores), 0, out / "out", out / "scratch", tick))
     spent = np.diff(ends[-given["steps"] :])
     return float(np.median(spent))
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people, each figure beside its limit."""
+    machine, ours = report["machine"], report["versions"]["ours"]
+    limits = report["limits"]
+    lines = [
+        f"# What fusion costs, {report['date'][:10]}",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, one thread; torch {ours['torch']}; "
+        f"fuse-bench {ours['commit']}. Processor seconds, medians. Not measured on a GPU yet.",
+        "",
+        "| what | measured | limit |",
+        "| --- | --: | --: |",
+    ]
+    if "vocabularies" in report:
+        maps = report["vocabularies"]
+        for name in ("ours", "fusellm-v1"):
+            seconds = maps[name]["cpu_s"]
+            limit = limits["map_cpu_s"]
+            lines.append(f"| map GPT-NeoX to Llama-2 by edit distance, {name} | {seconds:.1f} s | {limit:g} s |")
+        lines.append(f"| the same by a loop over all pairs, from 20 tokens | {maps['loop_cpu_s']:.0f} s | |")
+        for pair, found in report["alignments"].items():
+            for how, key in (("bytes", 1000), ("min_ed", 1000), ("exact", 1000)):
+                limit = limits["bytes_cpu_ms_per_1k"] if how == "bytes" else key * limits["min_ed_cpu_s_per_1k"]
+                lines.append(
+                    f"| align {pair}, `{how}`, 1,000 tokens ({found[how]['aligned']:.0%} aligned) "
+                    f"| {1000 * found[how]['cpu_s_per_1k']:.2f} ms | {limit:g} ms |"
+                )
+    for size, found in report["store"]["bytes_per_token"].items():
+        limit = f"{limits['store_bytes_per_token']:g}" if size == "152000" else ""
+        lines.append(f"| store, vocabulary {int(size):,} | {found:.1f} bytes a token | {limit} |")
+    step = report["step"]
+    lines.append(
+        f"| a step of fusion over a step of next-token training | {step['ratio']:.3f} | {limits['step_ratio']:g} |"
+    )
+    if "left_out" in report:
+        lines += ["", f"Left out: {report['left_out']}."]
+    return "\n".join(lines) + "\n"
 
 
 def _quiet(done: int, total: int) -> None:

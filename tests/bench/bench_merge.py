@@ -62,11 +62,11 @@ def main() -> None:
     report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions("ours", "mergekit"),
         "options": asdict(options),
         "sets": {},
     }
-    path = place(args.out)
+    path = place(args.out, "merge")
     for name in dict.fromkeys(sets):
         with tempfile.TemporaryDirectory(prefix="bench-merge-") as folder:
             report["sets"][name] = {"load": os.getloadavg(), "methods": {}} | size_of(name)
@@ -93,10 +93,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def place(folder: Path) -> Path:
-    """A new file named after the day."""
+def place(folder: Path, what: str) -> Path:
+    """A new file named after the benchmark and the day."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"merge-{datetime.date.today()}"
+    stem = f"{what}-{datetime.date.today()}"
     names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
     return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
 
@@ -175,13 +175,17 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, Any]:
-    """What both tools are made of."""
+PLACES = {"ours": (".venv", "fuse-bench"), "mergekit": (".venv-peers", "mergekit")}
+
+
+def versions(*tools: str) -> dict[str, Any]:
+    """What the tools are made of, each in its own environment."""
     wanted = "import importlib.metadata as m, json, platform; print(json.dumps({'python': platform.python_version()} | "
     wanted += "{name: m.version(name) for name in %r}))"
     common = ("torch", "safetensors", "transformers")
     found = {}
-    for tool, venv, package in (("ours", ".venv", "fuse-bench"), ("mergekit", ".venv-peers", "mergekit")):
+    for tool in tools:
+        venv, package = PLACES[tool]
         command = [str(ROOT / venv / "bin" / "python"), "-c", wanted % ((package, *common),)]
         found[tool] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)

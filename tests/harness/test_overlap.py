@@ -244,6 +244,9 @@ def test_a_frame_needs_three_questions_and_leaves_what_differs() -> None:
     assert found(two, f"{sentence(0, 8)} one {spell(50)}") == {}
     three = [*two, item(f"Sum {sentence(0, 8)}", spell(50))]
     assert list(found(three, f"sum {sentence(0, 8)} {spell(50)}")) == [2]
+    # What they begin with is not counted again as what they end with.
+    alike = [item("so " * length, spell(length)) for length in (10, 19, 20)]
+    assert list(found(alike, f"{'so ' * 10} {spell(20)}")) == [2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""Scores on clean items: those that do not stand in any text that a candidate was made with."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness import stats
+from harness.drive import Progress
+from harness.overlap import clean_scores
+from harness.plan import Plan
+from harness.spec import Candidate, Suite, Trained
+from harness.stats import Scores
+
+
+def add_clean(
+    models: Mapping[str, dict[str, Any]], plan: Plan, progress: Progress, scores: Mapping[str, Scores]
+) -> None:
+    """Write into every row what of the tasks stands in the row's texts and, where any does, the clean items' scores.
+
+    `overlap`: {task: {"items", "overlapping", "unjudged"}} of the test items. `clean_scores`: as `scores`, without
+    tasks; a group whose every item overlaps in some task is left out, and `clean_score`, the overall one, with it.
+    """
+    ids = {g: {task: items.counted["test"] for task, items in tasks.items()} for g, tasks in plan.items.items()}
+    read = {
+        corpus: json.loads((progress.done[job].path / "overlap.json").read_text(encoding="utf-8"))
+        for corpus, job in plan.overlaps.items()
+        if job in progress.done
+    }
+    for name, row in models.items():
+        corpora = sorted(set(texts_of(plan.suite, name)))
+        if not corpora or any(corpus not in read for corpus in corpora):
+            continue
+        together = _together([read[corpus] for corpus in corpora])
+        counted = {task: frozenset(one) for tasks in ids.values() for task, one in tasks.items() if task in together}
+        row["overlap"] = {
+            task: {
+                "items": len(items),
+                "overlapping": len(items & together[task]["found"]),
+                "unjudged": len(items & together[task]["unjudged"]),
+            }
+            for task, items in counted.items()
+        }
+        if name in scores and any(one["overlapping"] for one in row["overlap"].values()):
+            dirty = {task: one["found"] for task, one in together.items()}
+            row.update(_scored(clean_scores(scores[name], ids, dirty), scores[name]))
+
+
+def texts_of(suite: Suite, name: str) -> Iterator[str]:
+    """Every corpus that a model, or a model that it is made of, has read in this suite."""
+    model = suite.models[name]
+    if isinstance(model, Candidate):
+        yield from model.corpora
+        for parent in {*model.parents, *([model.base] if model.base else [])}:
+            yield from texts_of(suite, parent)
+    elif isinstance(model, Trained) and model.parent:
+        yield from texts_of(suite, model.parent)
+
+
+def _together(found: list[Mapping[str, Any]]) -> dict[str, dict[str, frozenset[str]]]:
+    """What overlaps with any of several corpora; what none of them could judge."""
+    tasks = found[0]
+    return {
+        task: {
+            "found": frozenset().union(*(one[task]["found"] for one in found)),
+            "unjudged": frozenset.intersection(*(frozenset(one[task]["unjudged"]) for one in found)),
+        }
+        for task in tasks
+    }
+
+
+def _scored(clean: Scores, whole: Scores) -> dict[str, Any]:
+    groups = {group: tasks for group, tasks in clean.items() if set(tasks) == set(whole[group])}
+    row: dict[str, Any] = {"clean_scores": {group: _estimate(stats.of_group(groups, group)) for group in groups}}
+    if set(groups) == set(whole):
+        row["clean_score"] = _estimate(stats.overall(groups))
+    return row
+
+
+def _estimate(found: stats.Estimate) -> dict[str, Any]:
+    values = {"value": found.value, "stderr": found.stderr, "n": found.n}
+    return {key: value for key, value in values.items() if value is not None}
