@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,9 +88,15 @@ def _load(path: Path) -> Any:
     if path.is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(path))
     there = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    pieces = {name for name in there if name.endswith(".model")}
+    if pieces and "tokenizer.json" not in there and find_spec("sentencepiece") is None:
+        raise FusionError(
+            f"{path}: its tokenizer is a sentencepiece model alone ({min(pieces)}); save it as a fast one "
+            "(tokenizer.json), or install sentencepiece"
+        )
     stated = there & {"tokenizer_config.json", "config.json"}
-    if stated and there & {"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"}:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if stated and (pieces or there & {"tokenizer.json", "vocab.json"}):
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if "tokenizer.json" in there:
         return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
     if {"vocab.json", "merges.txt"} <= there:

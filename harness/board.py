@@ -32,6 +32,8 @@ LEGEND = {
     "the overall score, the ranks or the gains. saved: how many fewer than its control or target a model takes, "
     "paired on documents, which the intervals resample",
     "taught": "of a fusion: the share of the text's tokens that a source taught, and the weight that each source had",
+    "clean": "the overall score without the items that stand in a text that the model was made with, and how many "
+    "those are; empty where there are none",
     "kinship": "how related a candidate's parents are, mean over pairs, by each measure",
     "time, memory": "to build and to evaluate; the peak, of the accelerator where one was used",
     "chance": "what guessing scores; n: how many items",
@@ -89,6 +91,12 @@ class Row:
         shares = [(plain(name), number(source, "weight_of_positions")) for name, source in sources]
         by = ", ".join(f"{name} {percent(share, 0)} %" for name, share in shares if share is not None)
         return f"{percent(aligned, 0)} % taught" + (f"; weight: {by}" if by else "")
+
+    @property
+    def overlapping(self) -> tuple[int, int]:
+        """The test items that stand in a text that the model was made with, and all that were looked for there."""
+        tasks = (self.entry.get("overlap") or {}).values()
+        return sum(one["overlapping"] for one in tasks), sum(one["items"] for one in tasks)
 
     @property
     def stamped(self) -> str:

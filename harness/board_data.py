@@ -63,6 +63,7 @@ def _record(found: Board, row: Row) -> dict[str, Any]:
     }
     record |= {f"overall.{key}": row.number("score", key) for key in ("value", "stderr", "n")}
     record |= {f"overall.{key}": row.number("interval", key) for key in ("low", "high")}
+    record |= {f"clean.{key}": row.number("clean_score", key) for key in ("value", "stderr", "n")}
     for group in found.groups:
         record |= {f"{group}.{key}": row.number("scores", group, key) for key in ("value", "stderr", "n")}
     for group, task in found.tasks:

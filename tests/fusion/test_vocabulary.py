@@ -351,6 +351,11 @@ def test_paths_without_a_tokenizer_are_refused(tmp_path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(FusionError, match="no tokenizer in this folder"):
         read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    with pytest.raises(
+        FusionError, match="sentencepiece model alone \\(tokenizer.model\\); save it as a fast one|no tokenizer"
+    ):
+        read_tokenizer(tmp_path)
     for text in ("", "{}", "\x00" * 9, '{"model": {"type": "Nothing"}}'):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(FusionError, match="its tokenizer cannot be loaded"):
