@@ -99,6 +99,12 @@ class Row:
         return sum(one["overlapping"] for one in tasks), sum(one["items"] for one in tasks)
 
     @property
+    def clean(self) -> str:
+        """The overall score without the items that stand in the model's texts; empty where none do."""
+        found, items = self.overlapping
+        return f"{percent(self.number('clean_score', 'value')) or '–'} ({found} of {items} out)" if found else ""
+
+    @property
     def stamped(self) -> str:
         """The label, with what sets a model apart from those it stands beside."""
         return f"{self.label} ({TASK_IDENTITY})" if self.kind == "routed" else self.label

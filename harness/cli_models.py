@@ -67,7 +67,13 @@ def fuse(recipe: Path, out: Path, seed: int | None, store: Path | None, as_json:
 @click.option("--source", required=True, type=click.Path(path_type=Path), help="The teacher's tokenizer.")
 @click.option("--target", required=True, type=click.Path(path_type=Path), help="The target's tokenizer.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text to align: a .jsonl corpus, or plain text.")
-@click.option("--alignment", type=click.Choice(["bytes", "min_ed", "exact"]), default="bytes", show_default=True)
+@click.option(
+    "--alignment",
+    type=click.Choice(["bytes", "min_ed", "exact"]),
+    default="bytes",
+    show_default=True,
+    help="By the text's bytes, or by edit distances with the nearest or the same token (FuseLLM's MinED and EM).",
+)
 @click.option("--compat", type=click.Choice(["fusellm-v1"]), help="The published code's rules, its defects included.")
 @click.option("--map", "map_file", type=click.Path(path_type=Path), help="Write {source id: target id or null} here.")
 @json_option

@@ -69,14 +69,15 @@ def rank_cell(row: Row) -> str:
 
 
 def model_cell(row: Row, taught: bool = False) -> str:
-    """A model's name, and how it was made; with `taught`, by whom a fusion was."""
+    """A model's name, and how it was made; with `taught`, by whom a fusion was, and its score on clean items."""
     method = row.entry.get("method")
     parents = [plain(parent) for parent in row.entry.get("parents") or []]
     how = " ".join(
         part for part in (plain(method) if method else "", f"of {', '.join(parents)}" if parents else "") if part
     )
     name = plain(row.name)
-    by = f'<span class="how">{escape(row.taught)}</span>' if taught and row.taught else ""
+    said = [row.taught, f"clean items alone: {row.clean}" if row.clean else ""]
+    by = "".join(f'<span class="how">{escape(one)}</span>' for one in said if one) if taught else ""
     return (
         f'<td class="model" data-v="{escape(name)}"><span class="name" title="{escape(name)}">'
         f'{escape(clipped(name, LONGEST_NAME))}</span><span class="how" title="{escape(how)}">'

@@ -159,7 +159,7 @@ def _wide(found: Board, escape: Callable[[object], str]) -> list[_Column]:
         _column(found, "kind", lambda row: escape(row.stamped), left=True),
         _column(found, "overall", _overall),
         *_groups(found, escape),
-        _column(found, "clean", _clean),
+        _column(found, "clean", lambda row: row.clean),
     ]
     for gain in found.gains:
         title = "vs best parent" if gain == "best" else f"vs {gain}"
@@ -179,12 +179,6 @@ def _wide(found: Board, escape: Callable[[object], str]) -> list[_Column]:
     columns.append(_column(found, "evaluate", lambda row: seconds(row.number("cost", "evaluate_s"))))
     columns.append(_column(found, "memory", lambda row: memory(_peak(row))))
     return [column for column in columns if any(column.cells)]
-
-
-def _clean(row: Row) -> str:
-    """The overall score on clean items, with what stands in the model's texts; empty where nothing does."""
-    found, items = row.overlapping
-    return f"{percent(row.number('clean_score', 'value')) or '–'} ({found} of {items} out)" if found else ""
 
 
 def _bits(found: Board, escape: Callable[[object], str]) -> list[_Column]:

@@ -293,6 +293,10 @@ def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield from ((("also", group, task, name), value) for name, value in (score.get("also") or {}).items())
     for group, scores in (entry.get("dev_scores") or {}).items():
         yield ("dev", group), _get(scores, "value")
+    for group, text in (entry.get("text") or {}).items():
+        yield ("bits_per_byte", group), _get(text, "value")
+    for group, gains in (entry.get("text_gain") or {}).items():
+        yield from ((("bits_per_byte", group, "saved", key), _get(gain, "value")) for key, gain in gains.items())
     for name, gain in (entry.get("gain") or {}).items():
         yield from (((f"gain{suffix}", name), _get(gain, key)) for suffix, key in _GAIN_PARTS)
     for measure, kinship in (entry.get("kinship") or {}).items():

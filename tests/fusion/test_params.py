@@ -11,13 +11,13 @@ from fusion.params import build, describe, fill, param
 
 @dataclass(frozen=True)
 class Params:
-    trainer: Mapping[str, Any] = param({"a": 1}, help="further arguments")
     needed: Mapping[str, Any] = param(help="no default")
+    trainer: Mapping[str, Any] = param({"a": 1}, help="further arguments")
 
 
 def test_a_mapping_has_a_default_of_its_own() -> None:
     values, problems = fill(Params, {"needed": {}})
-    assert not problems and values == {"trainer": {"a": 1}, "needed": {}}
+    assert not problems and values == {"needed": {}, "trainer": {"a": 1}}
     values["trainer"]["a"] = 2
     assert fill(Params, {"needed": {}})[0]["trainer"] == {"a": 1}
     assert build(Params, values).trainer == {"a": 2}
@@ -38,6 +38,6 @@ def test_what_is_no_mapping(wrong: Any) -> None:
 
 
 def test_a_mapping_is_described() -> None:
-    trainer, needed = describe(Params)
+    needed, trainer = describe(Params)
     assert (trainer["type"], trainer["required"], trainer["default"]) == ("mapping", False, {"a": 1})
     assert (needed["required"], needed["default"]) == (True, None)

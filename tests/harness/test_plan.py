@@ -109,9 +109,9 @@ def test_what_changes_a_key_and_how_far_it_reaches(read):
         "judge ties", "relate a",
     }  # fmt: skip
     task = changed(before, keys(plan(read(), facts(tasks={"quiz": quiz(digest="d2")}))))
-    assert {kind.split(" ")[0] for kind in task} == {"generate", "judge"}
+    assert {kind.split(" ")[0] for kind in task} == {"generate", "judge", "overlap"}
     torch = changed(before, keys(plan(read(), facts(versions=facts().versions | {"torch": "2.0"}))))
-    assert {kind.split(" ")[0] for kind in torch} == {"build", "fuse", "generate", "judge"}
+    assert {kind.split(" ")[0] for kind in torch} == {"build", "read", "fuse", "generate", "judge"}
     batch = changed(before, keys(plan(read(TEXT.replace("batch_size: 8", "batch_size: 9")), facts())))
     assert {kind.split(" ")[0] for kind in batch} == {"generate", "judge"}
     moved = facts(folders={n: replace(f, path=f"/elsewhere/{n}") for n, f in facts().folders.items()})
