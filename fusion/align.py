@@ -12,7 +12,7 @@ arXiv:2401.10491, section 3.2) walks through both token sequences at the least s
 Where it puts exactly one source token j beside the target's token i, and the vocabulary map sends j's token to i's,
 what the source predicts after j is taken for what the target has to predict after i. Here tokens are compared as the
 bytes they stand for, less their spaces (the paper's code leaves out the marks for a space). Tokens without bytes stay
-out of the programme: before the text (BOS) they meet each other, after it (EOS) by role. Quadratic in the text's length.
+out of the programme: before the text (BOS) they meet each other, after it (EOS) by role. Quadratic in the length.
 """
 
 from collections.abc import Callable

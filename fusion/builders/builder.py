@@ -37,7 +37,7 @@ class Distilling(Training):
 
     lambda_: float = param(0.9, low=0.0, high=1.0, help="weight of the next-token loss; the rest is the divergence's")
     divergence: Literal["forward_kl", "reverse_kl", "js"] = param(
-        "forward_kl", help="between the teachers' k + 1 buckets and the target's"
+        "forward_kl", help="between k + 1 buckets; a fallback's next token is learnt by cross-entropy under each"
     )
     top_k: int = param(10, low=1, help="tokens kept of each distribution; all others are one bucket")
 

@@ -51,6 +51,8 @@ def run(work: Work) -> dict[str, Any]:
     params: Params = work.params
     if not work.teachers:
         raise RecipeError("fusellm: needs at least one teacher")
+    if params.compat is not None and params.per == "token":
+        raise RecipeError(f"compat {params.compat}: the published code compares blocks of text, not tokens")
     if params.compat is not None and params.alignment == "bytes":
         raise RecipeError(f"compat {params.compat}: the published code aligns by min_ed or exact, not by bytes")
     models = {"target": work.target, **{f"teacher.{i}": model for i, model in enumerate(work.teachers)}}

@@ -100,11 +100,12 @@ def plain_grams(items: Sequence[Item]) -> list[tuple[set[tuple[str, ...]], bool]
 
 
 def first_place(grams: set[tuple[str, ...]], rows: Sequence[list[str]]) -> tuple[str, int] | None:
-    longest = sorted(grams, key=len, reverse=True)
+    lengths = sorted({len(gram) for gram in grams}, reverse=True)
     for document, row in enumerate(rows, 1):
         for at in range(len(row)):
-            for gram in longest:
-                if tuple(row[at : at + len(gram)]) == gram:
+            for length in lengths:
+                gram = tuple(row[at : at + length])
+                if len(gram) == length and gram in grams:
                     return " ".join(gram), document
     return None
 
