@@ -93,6 +93,14 @@ def open_store(folder: Path, models: Sequence[Path], documents: Sequence[Documen
     return _open(folder, meta)
 
 
+def finished(folder: Path) -> bool:
+    """Whether a folder holds a store that is read to its end, of whatever it may be."""
+    if not (folder / META).is_file():
+        return False
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    return bool(meta["done"] == meta["documents"])
+
+
 def write_store(
     models: Sequence[Path], documents: Sequence[Document], top_k: int, folder: Path, progress: Progress
 ) -> Store:

@@ -103,9 +103,9 @@ def train(
     operations = None if peak is None else 6 * sum(p.numel() for p in model.parameters()) / (peak * args.world_size)
     watch = Watch(steps, settings.log_every, fingerprint, progress, forward_rows, operations)
     checkpoint = watch.restore(scratch, args.process_index == 0)
-    with _said_plainly(settings.trainer):
-        trainer = _Trainer(objective, rows, packed, watch, model, args, settings.trainer)
     try:
+        with _said_plainly(settings.trainer):
+            trainer = _Trainer(objective, rows, packed, watch, model, args, settings.trainer)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"out of memory outside the forward and backward passes ({error}); {SMALLER}") from error
@@ -220,6 +220,8 @@ def _said_plainly(trainer: Mapping[str, Any]) -> Iterator[None]:
     """What Trainer has against the user's arguments, as an error without a traceback."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if not trainer:
             raise

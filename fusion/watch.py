@@ -80,7 +80,7 @@ class Watch(TrainerCallback):
 
     Losses stay on the device until a line of the curve is due, so that no step waits for the GPU. Every process keeps
     the curve; the first one alone reports and writes. `forward_rows`: rows of a forward pass, fewer once the memory
-    did not do; `operations`: of a token's forward and backward pass, as a share of what the cards can do in a second.
+    did not do; `operations`: a token's forward and backward pass as a share of all that the cards can do in a second.
     """
 
     steps: int

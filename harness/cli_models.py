@@ -60,7 +60,8 @@ def fuse(recipe: Path, out: Path, seed: int | None, store: Path | None, as_json:
 
     with stages() as progress:
         report = fuse_recipe(recipe, out, store_of(store), seed, progress)
-    print_json(report) if as_json else click.echo(fused_words(report))
+    if report is not None:
+        print_json(report) if as_json else click.echo(fused_words(report))
 
 
 @click.command()

@@ -11,12 +11,16 @@ A control is a recipe of its own: `method: clm` with the same target, corpus, pa
 """
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import transformers
 
 from fusion import teachers
 from fusion.builders import BUILDERS
@@ -64,12 +68,15 @@ def read_fusion(path: Path, seed: int | None = None) -> Fusion:
     return found
 
 
-def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: Progress) -> dict[str, Any]:
+def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: Progress) -> dict[str, Any] | None:
     """Fuse as a recipe file says, into the new folder `out`. Returns {"out", "digest", and the training's report}.
 
     What the teachers say of a corpus stays in `cache` for other fusions of theirs; so do the checkpoints of a training
-    that is interrupted, until the same command has finished it.
+    that is interrupted, until the same command has finished it. Of several processes that train together (torchrun,
+    accelerate launch) the first reads and writes, and the others return None.
     """
+    rank = int(os.environ.get("RANK", "0"))
+    transformers.utils.logging.disable_progress_bar()
     fusion = read_fusion(path, seed)
     make_room(out)
     builder, params = fusion.builder, make_params(fusion.builder.Params, fusion.params)
@@ -77,7 +84,7 @@ def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: 
     documents = Joined([read_jsonl(corpus) for corpus in fusion.corpora])
     what = [fusion.builder.name, fusion.builder.version, fusion.params, texts, fusion.seed]
     kept = cache / "fusions" / _short(digest_of([*what, repr(fusion.models)]))
-    folders = {role: folder_of(ref, kept / role) for role, ref in fusion.models.items()}
+    folders = {role: folder_of(ref, kept / str(rank) / role) for role, ref in fusion.models.items()}
     digests = {role: folder_digests(folder)["model"] for role, folder in folders.items()}
     # What a killed training left belongs to these very weights, which the paths do not tell.
     scratch = kept / _short(digest_of(digests))
@@ -87,7 +94,10 @@ def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: 
         store = digest_of([[digests[role] for role in together], texts, params.top_k])
         stores.append(cache / "teachers" / _short(store))
         models = [folders[role] for role in together]
-        teachers.write_store(models, documents, params.top_k, stores[-1], _named(progress, f"reading with {names}"))
+        if rank == 0:
+            teachers.write_store(models, documents, params.top_k, stores[-1], _named(progress, f"reading with {names}"))
+        while rank > 0 and not teachers.finished(stores[-1]):
+            time.sleep(1)
     work = Work(
         params=params,
         target=folders["target"],
@@ -99,8 +109,9 @@ def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: 
         scratch=scratch,
         progress=_named(progress, "training"),
     )
-    shutil.rmtree(work.out, ignore_errors=True)
     report = builder.run(work)
+    if rank > 0:
+        return None
     found = {
         "out": str(out),
         "digest": folder_digests(work.out)["model"],

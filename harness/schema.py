@@ -23,7 +23,14 @@ FILTERED = {
     "additionalProperties": False,
 }
 VARIED = {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "number"}, FILTERED]}}
-TYPES = {"number": "number", "integer": "integer", "text": "string", "true or false": "boolean", "null": "null"}
+TYPES = {
+    "number": "number",
+    "integer": "integer",
+    "text": "string",
+    "true or false": "boolean",
+    "null": "null",
+    "mapping": "object",
+}
 
 
 def schema() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fusion.corpus import Document
 from fusion.errors import RecipeError
+from fusion.packing import positions
 from fusion.params import param
 from fusion.train import Progress, Settings
 
@@ -103,7 +104,7 @@ def settings(params: Training, model: Any, seed: int) -> Settings:
         epochs=epochs,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
-        context=params.context or min(getattr(model.config, "max_position_embeddings", None) or LONGEST, LONGEST),
+        context=params.context or min(positions(model) or LONGEST, LONGEST),
         seed=seed,
         loss=params.loss,
         warmup=params.warmup,

@@ -1,5 +1,6 @@
 """What all builders by distributions share: stores -> fused targets -> a training on them and the text."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ def distil(work: Work, sources: Sequence[tuple[str, Sequence[Path]]], how: How) 
         for (name, models), folder in zip(sources, work.stores, strict=True)
     ]
     first, second = _stages(work.progress)
-    targets, report = fused.fuse(tokenizer, opened, work.documents, how, work.scratch / "fused", first)
+    # Processes that train together each make the targets for themselves: the same, and in no one's way.
+    place = work.scratch / f"fused-{os.environ.get('RANK', '0')}"
+    targets, report = fused.fuse(tokenizer, opened, work.documents, how, place, first)
     seconds = time.perf_counter() - started
     model, tokenizer = teachers.load(work.target)
     identity = f"{how} {params} {[source.store.meta for source in opened]}"

@@ -395,6 +395,15 @@ def test_out_of_memory_at_one_row_says_what_to_do(tokenizer, tmp_path: Path) -> 
     assert [folder.name for folder in watch.checkpoints(tmp_path / "scratch")] == ["checkpoint-4"]
 
 
+def test_out_of_memory_in_the_optimizer_says_what_to_do(tokenizer, tmp_path: Path, monkeypatch) -> None:
+    def none_left(self, *args, **more):
+        raise torch.OutOfMemoryError("tried to allocate 1.00 PiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", none_left)
+    with pytest.raises(TrainingError, match="out of memory outside the forward and backward passes.*fsdp"):
+        run(tokenizer, tmp_path)
+
+
 # --- any causal language model
 
 

@@ -109,7 +109,7 @@ def test_what_changes_a_key_and_how_far_it_reaches(read):
         "judge ties", "relate a",
     }  # fmt: skip
     task = changed(before, keys(plan(read(), facts(tasks={"quiz": quiz(digest="d2")}))))
-    assert {kind.split(" ")[0] for kind in task} == {"generate", "judge", "overlap"}
+    assert {kind.split(" ")[0] for kind in task} == {"generate", "judge"}
     torch = changed(before, keys(plan(read(), facts(versions=facts().versions | {"torch": "2.0"}))))
     assert {kind.split(" ")[0] for kind in torch} == {"build", "read", "fuse", "generate", "judge"}
     batch = changed(before, keys(plan(read(TEXT.replace("batch_size: 8", "batch_size: 9")), facts())))
@@ -119,6 +119,18 @@ def test_what_changes_a_key_and_how_far_it_reaches(read):
     named = TEXT.replace("  average:", "  mean:")
     renamed = keys(plan(read(named), facts()))
     assert renamed["build mean"] == before["build average"], "nor what it is called"
+
+
+def test_a_text_is_searched_for_the_items_once_unless_it_is_the_pocket_worlds(read, tmp_path):
+    assert not plan(read(), facts()).overlaps
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}')
+    text = str(tmp_path / "text.jsonl")
+    suite = read(TEXT.replace("pocket/noisy", text))
+    found = plan(suite, facts(corpora={text: "v1"}))
+    (job,) = found.overlaps.values()
+    assert found.jobs[job].where["sources"] == {"quiz": "/quiz.yaml"} and not found.jobs[job].needs
+    before, after = keys(found), keys(plan(suite, facts(corpora={text: "v1"}, tasks={"quiz": quiz(digest="d2")})))
+    assert {kind.split(" ")[0] for kind in changed(before, after)} == {"generate", "judge", "overlap"}
 
 
 def test_a_limit_is_a_prefix_and_is_in_no_key(read):
