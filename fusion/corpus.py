@@ -9,7 +9,7 @@ Positions start at 0 in every document and attention stays inside the document (
 costs and teaches exactly what it would in a row of its own.
 
 A corpus may be larger than memory: documents stay in their file until they are asked for, and tokens are written to
-files and mapped where a folder is given for them. What is held are 8 bytes a document.
+files and mapped where a folder is given for them. What is held are some numbers a document, and a row's documents.
 """
 
 import bisect
@@ -152,6 +152,12 @@ def _parse(line: str, where: str) -> Document:
     kept = ("text",) if "text" in keys else ("prompt", "answer")
     if not all(isinstance(document[key], str) for key in kept):
         raise TrainingError(f"{where}: {' and '.join(kept)} must be text")
+    try:
+        "".join(document[key] for key in kept).encode()
+    except UnicodeEncodeError as error:
+        raise TrainingError(
+            f"{where}: holds half a character ({error.object[error.start]!r}), as cut text does"
+        ) from error
     return {key: document[key] for key in kept}
 
 
@@ -281,15 +287,19 @@ class Pieces:
 def cut(tokens: Tokens, context: int, loss: Loss) -> Pieces:
     """Documents as pieces of at most `context` tokens.
 
-    Under loss "all" a longer document becomes consecutive pieces that share one token, so that every token but the
-    first is predicted once. Under "answers" it keeps its last `context` tokens: the answer and the nearest prompt.
-    A document of one token has nothing to predict and is left out.
+    A longer document becomes consecutive pieces that share one token, so that every token but the first is predicted
+    once. Under "answers" one that has a prompt keeps its last `context` tokens, the answer and the nearest prompt, or
+    what more its answer takes. A document of one token has nothing to predict and is left out.
     """
     first, end = tokens.starts[:-1], tokens.starts[1:]
-    long = end - first > context
-    truncated = int(long.sum()) if loss == "answers" else 0
-    if truncated:
-        first = np.where(long, end - context, first)
+    truncated = 0
+    if loss == "answers" and len(tokens.ids):
+        # Every document ends in an answer: its EOS is one.
+        answers = np.flatnonzero(tokens.answer)
+        answer = np.append(answers, len(tokens.ids))[np.searchsorted(answers, first)]
+        kept = np.maximum(first, np.minimum(end - context, answer - 1))
+        truncated = int((kept > first).sum())
+        first = kept
     pieces = np.maximum(-(-(end - first - 1) // (context - 1)), 0)
     # Of each piece, which one of its document's it is.
     turn = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)

@@ -38,7 +38,7 @@ LOG = logging.getLogger(__name__)
 
 SMALLER = (
     "weights, gradients and optimizer must fit beside one row: try trainer: {gradient_checkpointing: true}, a shorter "
-    "context, precision: bfloat16, or several GPUs with trainer: {fsdp: true}"
+    "context, precision: bfloat16, or several GPUs by `torchrun ... -m harness fuse` with trainer: {fsdp: true}"
 )
 
 

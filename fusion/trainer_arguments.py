@@ -1,7 +1,9 @@
 """Which arguments of transformers' Trainer a user may set, and what to use for those that are ours to set."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from transformers import TrainingArguments
@@ -63,6 +65,25 @@ OWNED_PREFIXES = {
 }
 
 PLAIN: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number"}
+
+
+FILES = ("deepspeed", "fsdp_config")
+
+
+def with_files(trainer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The arguments with the content of files in the place of their paths, relative to `folder`.
+
+    So what a file says decides what is made anew. Raises TrainingError for a file that is not there or no JSON object.
+    """
+    found = dict(trainer)
+    for name in FILES:
+        if isinstance(found.get(name), str):
+            path = folder / found[name]
+            try:
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise TrainingError(f"trainer: {name} {path} cannot be read as JSON ({error})") from error
+    return found
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:

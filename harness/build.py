@@ -18,8 +18,11 @@ from fusion.methods import METHODS
 from fusion.modelref import Folder, ModelRef
 from fusion.params import build as make_params
 from harness import pocket
+from harness.errors import UsageError
+from harness.store import file_digest
 
 Progress = Callable[[int, int], None]
+Text = tuple[Sequence[str], Sequence[str], int]  # corpora, their digests as planned, the seed of generated ones
 
 
 def train(
@@ -36,7 +39,7 @@ def train(
 def read_text(
     spec: Mapping[str, Any],
     models: Sequence[ModelRef],
-    text: tuple[Sequence[str], int],
+    text: Text,
     out: Path,
     scratch: Path,
     progress: Progress,
@@ -44,7 +47,7 @@ def read_text(
     """What models, together where they are several, say of corpora: a store. Returns what it is known by."""
     folders = [folder_of(ref, scratch / f"model-{i}") for i, ref in enumerate(models)]
     # `out` is another one at each try, `scratch` is not.
-    store = teachers.write_store(folders, joined(*text), spec["top_k"], scratch / "store", progress)
+    store = teachers.write_store(folders, joined(text), spec["top_k"], scratch / "store", progress)
     shutil.move(store.folder, out)
     return dict(store.meta)
 
@@ -54,7 +57,7 @@ def fuse(
     target: ModelRef,
     teachers: Sequence[ModelRef],
     stores: Sequence[Path],
-    text: tuple[Sequence[str], int],
+    text: Text,
     out: Path,
     scratch: Path,
     progress: Progress,
@@ -65,7 +68,7 @@ def fuse(
         params=make_params(builder.Params, spec["params"]),
         target=folder_of(target, scratch / "target"),
         teachers=tuple(folder_of(ref, scratch / f"teacher-{i}") for i, ref in enumerate(teachers)),
-        documents=joined(*text),
+        documents=joined(text),
         stores=tuple(stores),
         seed=spec["seed"],
         out=out,
@@ -78,16 +81,16 @@ def fuse(
 def read_data(
     spec: Mapping[str, Any],
     models: Sequence[ModelRef],
-    corpora: tuple[Sequence[str], int],
+    text: Text,
     out: Path,
     scratch: Path,
     progress: Progress,
 ) -> dict[str, Any]:
     """What a data-guided merge needs to know of its models, in folders "0", "1", ... of `out`, in their order."""
-    names, seed = corpora
+    names, digests, seed = text
     settings = Collect(**{**spec["settings"], "device": spec["device"]})
     folders = {str(i): folder_of(ref, scratch / f"model-{i}") for i, ref in enumerate(models)}
-    texts = {str(i): documents(name, seed) for i, name in enumerate(names)}
+    texts = {str(i): joined(((n,), (d,), seed)) for i, (n, d) in enumerate(zip(names, digests, strict=True))}
     # Only what depends on the merge has its parameters in the job's spec.
     how = (
         (make_params(METHODS["regmean++"].Params, spec["params"]), spec["weights"])
@@ -97,9 +100,16 @@ def read_data(
     return dict(statistics.collect_all(spec["kind"], folders, texts, out, how, settings, progress))
 
 
-def joined(corpora: Sequence[str], seed: int) -> Sequence[Document]:
-    """The documents of one corpus, or of several after each other."""
-    texts = [documents(corpus, seed) for corpus in corpora]
+def joined(text: Text) -> Sequence[Document]:
+    """The documents of one corpus, or of several after each other.
+
+    Raises UsageError where a file is no longer what was planned with: what is made of it would be kept under its name.
+    """
+    names, digests, seed = text
+    for name, digest in zip(names, digests, strict=True):
+        if not name.startswith("pocket/") and file_digest(Path(name)) != digest:
+            raise UsageError(f"corpus {name} has changed since this run was planned; run again")
+    texts = [documents(name, seed) for name in names]
     return texts[0] if len(texts) == 1 else Joined(texts)
 
 

@@ -165,14 +165,12 @@ class Candidates:
         builder = BUILDERS[method]
         roles = {role.name: self._role((*at, role.name), role, value, known) for role in builder.roles}
         own = {key: part for key, part in value.items() if key not in (*roles, *FUSION_KEYS)}
-        params = self.problems.params(at, builder.Params, own)
-        if params.get("steps") is not None and params.get("epochs") is not None:
-            self.problems.add((*at, "epochs"), "steps and epochs both say how long to train: give one of them")
+        teachers = roles.get("teachers") or ()
         return {
             "method": method,
             "kind": builder.kind,
-            "params": params,
-            "models": roles.get("teachers") or (),
+            "params": self.problems.training(at, builder, own, len(teachers), self.folder),
+            "models": teachers,
             "target": roles.get("target") or start_of(str(at[1]), sweep),
             "corpora": roles.get("corpora") or ((roles["corpus"],) if roles.get("corpus") else ()),
         }
@@ -232,8 +230,8 @@ class Candidates:
 
     def _seeds(self, at: Key, value: dict[str, Any]) -> tuple[int, ...]:
         seeds = value.get("seeds", [self.seed])
-        good = isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)
+        good = isinstance(seeds, list) and seeds and all(type(s) is int and s >= 0 for s in seeds)
         if not good or len(set(seeds)) != len(seeds):
-            self.problems.add((*at, "seeds"), "seeds is a list of different whole numbers")
+            self.problems.add((*at, "seeds"), "seeds is a list of different whole numbers from 0")
             return (self.seed,)
         return tuple(seeds)

@@ -11,6 +11,8 @@ from harness.plan import Plan
 from harness.spec import Candidate, Suite, Trained
 from harness.stats import Scores
 
+GAINS = ("control", "target")
+
 
 def add_clean(
     models: Mapping[str, dict[str, Any]], plan: Plan, progress: Progress, scores: Mapping[str, Scores]
@@ -19,6 +21,7 @@ def add_clean(
 
     `overlap`: {task: {"items", "overlapping", "unjudged"}} of the test items. `clean_scores`: as `scores`, without
     tasks; a group whose every item overlaps in some task is left out, and `clean_score`, the overall one, with it.
+    `clean_gain`: the gains over control and target, both on the same clean items: what is left may be easier for all.
     """
     ids = {g: {task: items.counted["test"] for task, items in tasks.items()} for g, tasks in plan.items.items()}
     read = {
@@ -27,7 +30,7 @@ def add_clean(
         if job in progress.done
     }
     for name, row in models.items():
-        corpora = sorted(set(texts_of(plan.suite, name)))
+        corpora = sorted(set(texts_of(plan.suite, name)) & set(plan.overlaps))
         if not corpora or any(corpus not in read for corpus in corpora):
             continue
         together = _together([read[corpus] for corpus in corpora])
@@ -43,6 +46,20 @@ def add_clean(
         if name in scores and any(one["overlapping"] for one in row["overlap"].values()):
             dirty = {task: one["found"] for task, one in together.items()}
             row.update(_scored(clean_scores(scores[name], ids, dirty), scores[name]))
+            gains = {key: row["gain"][key]["against"] for key in GAINS if key in row.get("gain", {})}
+            clean = {one: clean_scores(scores[one], ids, dirty) for one in (name, *gains.values()) if one in scores}
+            if "clean_score" in row:
+                row["clean_gain"] = {
+                    key: {**_difference(clean[name], clean[other]), "against": other}
+                    for key, other in gains.items()
+                    if other in clean
+                }
+
+
+def _difference(mine: Scores, other: Scores) -> dict[str, Any]:
+    found = stats.difference(mine, other)
+    values = {"value": found.value, "low": found.low, "high": found.high, "p": found.p}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def texts_of(suite: Suite, name: str) -> Iterator[str]:

@@ -95,8 +95,10 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
     missing += absent
     corpora = {}
     for corpus in (c for m in suite.models.values() if isinstance(m, Candidate) for c in m.corpora):
+        if corpus in corpora:
+            continue
         if offline and not corpus.startswith("pocket/") and not Path(corpus).is_file():
-            missing += [Missing("corpus", corpus)] if corpus not in corpora else []
+            missing.append(Missing("corpus", corpus))
             corpora[corpus] = f"not here: {corpus}"
         else:
             corpora[corpus] = _corpus(corpus, suite.seed)

@@ -10,16 +10,19 @@
 A control is a recipe of its own: `method: clm` with the same target, corpus, parameters and seed.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from fusion import teachers
@@ -79,11 +82,26 @@ def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: 
     transformers.utils.logging.disable_progress_bar()
     fusion = read_fusion(path, seed)
     make_room(out)
-    builder, params = fusion.builder, make_params(fusion.builder.Params, fusion.params)
+    params = make_params(fusion.builder.Params, fusion.params)
     texts = [file_digest(corpus) for corpus in fusion.corpora]
     documents = Joined([read_jsonl(corpus) for corpus in fusion.corpora])
     what = [fusion.builder.name, fusion.builder.version, fusion.params, texts, fusion.seed]
     kept = cache / "fusions" / _short(digest_of([*what, repr(fusion.models)]))
+    with _alone(kept) if rank == 0 else contextlib.nullcontext():
+        return _fuse(fusion, params, (documents, texts), kept, out, cache / "teachers", rank, progress)
+
+
+def _fuse(
+    fusion: Fusion,
+    params: Any,
+    text: tuple[Joined, list[str]],
+    kept: Path,
+    out: Path,
+    cache: Path,
+    rank: int,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    builder, (documents, texts) = fusion.builder, text
     folders = {role: folder_of(ref, kept / str(rank) / role) for role, ref in fusion.models.items()}
     digests = {role: folder_digests(folder)["model"] for role, folder in folders.items()}
     # What a killed training left belongs to these very weights, which the paths do not tell.
@@ -91,11 +109,15 @@ def fuse_recipe(path: Path, out: Path, cache: Path, seed: int | None, progress: 
     stores = []
     for together in builder.readings(params, len(folders) - 1):
         names = " + ".join(fusion.names[role] for role in together)
-        store = digest_of([[digests[role] for role in together], texts, params.top_k])
-        stores.append(cache / "teachers" / _short(store))
+        # On a GPU a model is read in its own dtype.
+        how = [teachers.FORMAT, torch.cuda.is_available(), params.top_k]
+        store = digest_of([[digests[role] for role in together], texts, how])
+        stores.append(cache / _short(store))
         models = [folders[role] for role in together]
         if rank == 0:
-            teachers.write_store(models, documents, params.top_k, stores[-1], _named(progress, f"reading with {names}"))
+            with _alone(stores[-1]):
+                say = _named(progress, f"reading with {names}")
+                teachers.write_store(models, documents, params.top_k, stores[-1], say)
         while rank > 0 and not teachers.finished(stores[-1]):
             time.sleep(1)
     work = Work(
@@ -137,8 +159,9 @@ def fused_words(found: Mapping[str, Any]) -> str:
         lines.append(f"  taught by a source: {about['aligned']:.1%} of {about['positions']} tokens")
         for role, source in about["sources"].items():
             name = found["models"].get(role, {"name": "the teachers together"})["name"]
-            bits, taught = source["bits_per_byte"], source["weight_of_positions"]
-            lines.append(f"  {bits:.3f} bits per byte, taught {taught:6.1%}: {clipped(name, 40, 2)}")
+            # Where nothing but ends of texts is predicted there are no bytes.
+            bits = f"{source['bits_per_byte']:.3f} bits per byte, " if "bits_per_byte" in source else ""
+            lines.append(f"  {bits}taught {source.get('weight_of_positions', 0):6.1%}: {clipped(name, 40, 2)}")
         lines += [f"  warning: {warning}" for warning in about.get("warnings", ())]
     return "\n".join([*lines, f"  {found['digest']}"])
 
@@ -168,18 +191,15 @@ class _Reader:
     def read(self, seed: int | None) -> Fusion | None:
         """The recipe; None, or one that is not to be used, where there are problems."""
         method = self.data.get("method") if isinstance(self.data, dict) else None
-        if method not in BUILDERS:
+        if not isinstance(method, str) or method not in BUILDERS:
             at = ("method",) if method is not None else ()
             self.problems.add(at, f"unknown method {method!r}", did_you_mean(str(method), BUILDERS))
             return None
         builder = BUILDERS[method]
         roles = {role.name for role in builder.roles}
-        params = self.problems.params(
-            (), builder.Params, {k: v for k, v in self.data.items() if k not in (*roles, *SETTINGS)}
-        )
-        chosen = (
-            self.problems.typed(("seed",), self.data.get("seed", 0), int, "a whole number") if seed is None else seed
-        )
+        chosen = self.data.get("seed", 0) if seed is None else seed
+        if type(chosen) is not int or chosen < 0:
+            self.problems.add(("seed",), f"'seed' is {chosen!r}; expected a whole number from 0")
         refs: dict[str, str] = {}
         corpora: list[Path] = []
         for role in builder.roles:
@@ -192,6 +212,8 @@ class _Reader:
             else:
                 refs |= self._models(role.name, given, role.many)
         self.problems.found += self.models.problems
+        own = {key: value for key, value in self.data.items() if key not in (*roles, *SETTINGS)}
+        params = self.problems.training((), builder, own, sum(role != "target" for role in refs), self.folder)
         if self.problems.found:
             return None
         models = {role: self.models.refs[name] for role, name in refs.items()}
@@ -233,6 +255,15 @@ class _Reader:
         names = tuple(dict.fromkeys(refs.values()))
         recipe = Recipe("linear", names, None, None, fill(METHODS["linear"].Params, {})[0])
         return Delta(recipe, tuple((name, self.models.refs[name]) for name in names))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that other commands may want to write, too; waits for whoever holds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _named(progress: Progress, what: str) -> Callable[[int, int], None]:

@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from fusion.params import Problem, did_you_mean, fill
+from fusion.builders.builder import Builder
+from fusion.errors import RecipeError, TrainingError
+from fusion.params import Problem, build, did_you_mean, fill
+from fusion.trainer_arguments import with_files
 from harness.yamlfile import Key, under
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -59,3 +63,18 @@ class Problems:
             self.add(at, f"{name!r} is not the name of a model")
         elif name not in known:
             self.add(at, f"there is no model or candidate '{name}'", did_you_mean(name, set(known)))
+
+    def training(
+        self, at: Key, builder: Builder, given: Mapping[str, Any], teachers: int, folder: Path
+    ) -> dict[str, Any]:
+        """A training's parameters, filled in, and checked for what goes together; files are relative to `folder`."""
+        before = len(self.found)
+        values = self.params(at, builder.Params, given)
+        if len(self.found) > before:
+            return values
+        try:
+            values["trainer"] = with_files(values["trainer"], folder)
+            builder.check(build(builder.Params, values), teachers)
+        except (RecipeError, TrainingError) as error:
+            self.add(at, str(error))
+        return values

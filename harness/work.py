@@ -66,7 +66,7 @@ def read(task: Task) -> Made:
     from harness import build
 
     models = numbered(task.refs, "model")
-    text = (task.where["corpora"], task.where["corpus_seed"])
+    text = (task.where["corpora"], task.spec["corpora"], task.where["corpus_seed"])
     return Made(build.read_text(task.spec, models, text, task.out / "store", task.scratch, task.progress))
 
 
@@ -75,7 +75,7 @@ def fuse(task: Task) -> Made:
     from harness import build
 
     teachers = numbered(task.refs, "teacher")
-    text = (task.where["corpora"], task.where["corpus_seed"])
+    text = (task.where["corpora"], task.spec["corpora"], task.where["corpus_seed"])
     stores = [Path(found["path"]) / "store" for found in numbered(task.inputs, "store")]
     target = task.refs["target"]
     return Made(*build.fuse(task.spec, target, teachers, stores, text, task.out / "model", task.scratch, task.progress))
@@ -86,8 +86,8 @@ def statistics(task: Task) -> Made:
     from harness import build
 
     models = numbered(task.refs, "model")
-    corpora = (task.where["corpora"], task.where["corpus_seed"])
-    return Made(build.read_data(task.spec, models, corpora, task.out, task.scratch, task.progress))
+    text = (task.where["corpora"], task.spec["corpora"], task.where["corpus_seed"])
+    return Made(build.read_data(task.spec, models, text, task.out, task.scratch, task.progress))
 
 
 def build(task: Task) -> Made:
@@ -160,11 +160,11 @@ def relate(task: Task) -> Made:
 
 def overlap(task: Task) -> Made:
     """Which items of tasks stand in a corpus, in `overlap.json`: by task, ids as plans name them."""
-    from harness.build import documents
+    from harness.build import joined
     from harness.overlap import search
 
     sources = {name: Path(source) for name, source in task.where["sources"].items()}
-    text = documents(task.where["corpus"], task.where["corpus_seed"])
+    text = joined(([task.where["corpus"]], [task.spec["corpus"]], task.where["corpus_seed"]))
     found = search(sources, text, task.where["trust"])
     _write_json(
         task.out / "overlap.json",

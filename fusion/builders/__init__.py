@@ -51,6 +51,7 @@ BUILDERS: dict[str, Builder] = {
         kind="fused",
         version=2,
         control="clm",
+        check=fusellm.check,
         readings=fusellm.readings,
     ),
     "feddf": Builder(
@@ -63,6 +64,7 @@ BUILDERS: dict[str, Builder] = {
         kind="fused",
         version=1,
         control="clm",
+        check=feddf.check,
         readings=feddf.readings,
     ),
     "partitioned_kl": Builder(
@@ -75,6 +77,7 @@ BUILDERS: dict[str, Builder] = {
         kind="fused",
         version=1,
         control="clm",
+        check=partitioned_kl.check,
         readings=partitioned_kl.readings,
     ),
 }

@@ -10,6 +10,7 @@ from fusion.errors import RecipeError
 from fusion.packing import positions
 from fusion.params import param
 from fusion.train import Progress, Settings
+from fusion.trainer_arguments import check_trainer
 
 # The longest row, where the model could take more and the recipe does not say.
 LONGEST = 2048
@@ -75,13 +76,21 @@ class Work:
 Readings = tuple[tuple[str, ...], ...]
 
 
+def check_training(params: Training, teachers: int) -> None:
+    """Raises RecipeError for a length that is given twice, TrainingError for arguments that Trainer does not take."""
+    if params.steps is not None and params.epochs is not None:
+        raise RecipeError(f"steps {params.steps} and epochs {params.epochs:g}: give one of them")
+    check_trainer(params.trainer)
+
+
 @dataclass(frozen=True)
 class Builder:
     """One row of the table. `version` counts changes that alter results; `control` names the row to be beaten.
 
     run(work) -> report; its "wall" entries depend on the machine, all else does not. readings(params, teachers):
     whose distributions the run needs, one store (`teachers.py`) each, in this order; they do not depend on anything
-    but the models, the corpus and `top_k`, so fusions share them.
+    but the models, the corpus and `top_k`, so fusions share them. check(params, teachers) raises RecipeError or
+    TrainingError for what no run could do, before anything is read.
     """
 
     name: str
@@ -93,6 +102,7 @@ class Builder:
     kind: Literal["fused", "trained"]
     version: int
     control: str | None = None
+    check: Callable[[Any, int], None] = check_training
     readings: Callable[[Any, int], Readings] = lambda params, teachers: ()
 
 
@@ -111,9 +121,3 @@ def settings(params: Training, model: Any, seed: int) -> Settings:
         precision=params.precision,
         trainer=params.trainer,
     )
-
-
-def check_training(params: Training) -> None:
-    """Raises RecipeError for a length that is given twice."""
-    if params.steps is not None and params.epochs is not None:
-        raise RecipeError(f"steps {params.steps} and epochs {params.epochs:g}: give one of them")

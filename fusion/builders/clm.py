@@ -18,7 +18,7 @@ def run(work: Work) -> dict[str, Any]:
     Raises RecipeError for parameters that exclude each other, TrainingError as `train` does.
     """
     params: Training = work.params
-    check_training(params)
+    check_training(params, 0)
     model, tokenizer = teachers.load(work.target)
     how = settings(params, model, work.seed)
     return train(model, tokenizer, work.documents, how, work.out, work.scratch / "train", work.progress)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion import distill, fused, teachers
-from fusion.builders.builder import Distilling, Work, check_training, settings
+from fusion.builders.builder import Distilling, Work, settings
 from fusion.errors import RecipeError
 from fusion.fused import How, Source
 from fusion.train import Progress, train
@@ -16,11 +16,11 @@ from fusion.train import Progress, train
 def distil(work: Work, sources: Sequence[tuple[str, Sequence[Path]]], how: How) -> dict[str, Any]:
     """Fuse what the sources say of the text, and train the target on it and on the text.
 
-    sources: (name, the models that were read together), in the order of the stores. Raises RecipeError for parameters
-    that exclude each other, FusionError for stores of other models and what `fuse` refuses, TrainingError as `train`.
+    sources: (name, the models that were read together), in the order of the stores. Raises RecipeError for a `top_k`
+    that the target's vocabulary does not have, FusionError for stores of other models and what `fuse` refuses,
+    TrainingError as `train` does.
     """
     params: Distilling = work.params
-    check_training(params)
     tokenizer = teachers.load_tokenizer(work.target)
     if len(tokenizer) <= params.top_k:
         raise RecipeError(f"top_k {params.top_k}: the target has only {len(tokenizer)} tokens")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fusion.builders.builder import Distilling, Readings, Work
+from fusion.builders.builder import Distilling, Readings, Work, check_training
 from fusion.builders.distil import distil
 from fusion.builders.self_distillation import one_source
 from fusion.errors import RecipeError
@@ -25,11 +25,17 @@ def readings(params: Params, teachers: int) -> Readings:
     return (tuple(f"teacher.{i}" for i in range(teachers)),)
 
 
+def check(params: Params, teachers: int) -> None:
+    """Raises RecipeError for fewer than two teachers, and as `check_training` does."""
+    check_training(params, teachers)
+    if teachers < 2:
+        raise RecipeError(f"feddf: needs two teachers or more; found {teachers}")
+
+
 def run(work: Work) -> dict[str, Any]:
     """FedDF (Lin et al. 2020, AVGLOGITS), from the target, by default the mean of the teachers' parameters.
 
-    Raises RecipeError for fewer than two teachers, FusionError for teachers that do not share one tokenizer.
+    Raises as `check` does, FusionError for teachers that do not share one tokenizer.
     """
-    if len(work.teachers) < 2:
-        raise RecipeError(f"feddf: needs two teachers or more; found {len(work.teachers)}")
+    check(work.params, len(work.teachers))
     return distil(work, [("teachers", list(work.teachers))], one_source(work.params))

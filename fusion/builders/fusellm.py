@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusion.builders.builder import LONGEST, Distilling, Readings, Work
+from fusion.builders.builder import LONGEST, Distilling, Readings, Work, check_training
 from fusion.builders.distil import distil
 from fusion.errors import RecipeError
 from fusion.fused import How
@@ -41,20 +41,26 @@ def readings(params: Params, teachers: int) -> Readings:
     return ((("target",),) if params.self_ else ()) + tuple((f"teacher.{i}",) for i in range(teachers))
 
 
-def run(work: Work) -> dict[str, Any]:
-    """FuseLLM (Wan et al. 2024, section 3): L = λ L_CLM + (1 − λ) D(p_fused ‖ p_target).
-
-    p_fused comes per document from the source of lowest cross-entropy (MinCE) or from all of them, weighted (AvgCE).
-    The paper compares cross-entropies per token; ours are per byte, which tokenizers share.
-    Raises RecipeError without a teacher, else as `distil`.
-    """
-    params: Params = work.params
-    if not work.teachers:
+def check(params: Params, teachers: int) -> None:
+    """Raises RecipeError without a teacher and for parameters that exclude each other, TrainingError for `trainer`."""
+    check_training(params, teachers)
+    if not teachers:
         raise RecipeError("fusellm: needs at least one teacher")
     if params.compat is not None and params.per == "token":
         raise RecipeError(f"compat {params.compat}: the published code compares blocks of text, not tokens")
     if params.compat is not None and params.alignment == "bytes":
         raise RecipeError(f"compat {params.compat}: the published code aligns by min_ed or exact, not by bytes")
+
+
+def run(work: Work) -> dict[str, Any]:
+    """FuseLLM (Wan et al. 2024, section 3): L = λ L_CLM + (1 − λ) D(p_fused ‖ p_target).
+
+    p_fused comes per document from the source of lowest cross-entropy (MinCE) or from all of them, weighted (AvgCE).
+    The paper compares cross-entropies per token; ours are per byte, which tokenizers share.
+    Raises as `check` and `distil` do.
+    """
+    params: Params = work.params
+    check(params, len(work.teachers))
     models = {"target": work.target, **{f"teacher.{i}": model for i, model in enumerate(work.teachers)}}
     sources = [(role, [models[role]]) for (role,) in readings(params, len(work.teachers))]
     return distil(work, sources, _how(params))

@@ -6,7 +6,7 @@ What a student knows better than its teacher is kept by distilling it from itsel
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusion.builders.builder import LONGEST, Distilling, Readings, Work
+from fusion.builders.builder import LONGEST, Distilling, Readings, Work, check_training
 from fusion.builders.distil import distil
 from fusion.errors import RecipeError
 from fusion.fused import How
@@ -32,15 +32,21 @@ def readings(params: Params, teachers: int) -> Readings:
     return (("target",), *((f"teacher.{i}",) for i in range(teachers)))
 
 
+def check(params: Params, teachers: int) -> None:
+    """Raises RecipeError without a teacher, and as `check_training` does."""
+    check_training(params, teachers)
+    if not teachers:
+        raise RecipeError("partitioned_kl: needs at least one teacher")
+
+
 def run(work: Work) -> dict[str, Any]:
     """KL with data partitioning (Roth et al. 2024), among the sources that are aligned at a token.
 
     The paper's models share their classes; here what is compared is the probability of the true token, per byte of it
-    where tokenizers differ. Raises RecipeError without a teacher, else as `distil`.
+    where tokenizers differ. Raises as `check` and `distil` do.
     """
     params: Params = work.params
-    if not work.teachers:
-        raise RecipeError("partitioned_kl: needs at least one teacher")
+    check(params, len(work.teachers))
     sources = [("target", [work.target]), *((f"teacher.{i}", [model]) for i, model in enumerate(work.teachers))]
     how = How(
         fusion="min_ce",

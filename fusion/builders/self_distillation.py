@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fusion.builders.builder import LONGEST, Distilling, Readings, Work
+from fusion.builders.builder import LONGEST, Distilling, Readings, Work, check_training
 from fusion.builders.distil import distil
 from fusion.fused import How
 
@@ -23,6 +23,7 @@ def readings(params: Params, teachers: int) -> Readings:
 
 def run(work: Work) -> dict[str, Any]:
     """Train the target on the text and on what it said of the text before. Raises as `distil` does."""
+    check_training(work.params, 0)
     return distil(work, [("target", [work.target])], one_source(work.params))
 
 

@@ -162,9 +162,11 @@ def test_encode_needs_an_eos(tokenizer) -> None:
         corpus.encode(without, DOCUMENTS)
 
 
-def _tokens(lengths: list[int]) -> corpus.Tokens:
-    total = sum(lengths)
-    return corpus.Tokens(np.arange(total, dtype=np.int32), np.ones(total, bool), np.cumsum([0, *lengths]))
+def _tokens(lengths: list[int], prompts: list[int] | None = None) -> corpus.Tokens:
+    starts = np.cumsum([0, *lengths])
+    given = prompts or [0] * len(lengths)
+    answer = np.concatenate([np.arange(n) >= prompt for n, prompt in zip(lengths, given, strict=True)])
+    return corpus.Tokens(np.arange(starts[-1], dtype=np.int32), answer, starts)
 
 
 def test_cut_predicts_every_token_but_the_first_once() -> None:
@@ -177,21 +179,32 @@ def test_cut_predicts_every_token_but_the_first_once() -> None:
 
 @pytest.mark.parametrize("context", [2, 3, 7])
 def test_cut_is_what_a_loop_over_documents_gives(context: int) -> None:
-    tokens = _tokens(np.random.default_rng(context).integers(1, 30, 50).tolist())
+    rng = np.random.default_rng(context)
+    lengths = rng.integers(1, 30, 80).tolist()
+    prompts = [int(rng.integers(0, n)) for n in lengths]
+    tokens = _tokens(lengths, prompts)
     for loss in ("all", "answers"):
         wanted, truncated = [], 0
-        for first, end in zip(tokens.starts[:-1].tolist(), tokens.starts[1:].tolist(), strict=True):
-            if loss == "answers" and end - first > context:
-                first, truncated = end - context, truncated + 1
+        for number, prompt in enumerate(prompts):
+            first, end = int(tokens.starts[number]), int(tokens.starts[number + 1])
+            if loss == "answers" and prompt and end - first > context:
+                # The last tokens, and all of the answer with the token that its first one is predicted from.
+                kept = min(end - context, first + prompt - 1)
+                first, truncated = kept, truncated + (kept > first)
             wanted += [(at, min(context, end - at)) for at in range(first, end - 1, context - 1)]
         pieces = corpus.cut(tokens, context, loss)
         assert list(zip(pieces.start.tolist(), pieces.length.tolist(), strict=True)) == wanted
         assert pieces.truncated == truncated
 
 
-def test_cut_keeps_the_end_of_a_long_answer_document() -> None:
-    pieces = corpus.cut(_tokens([5, 11]), 8, "answers")
-    assert (pieces.start.tolist(), pieces.length.tolist(), pieces.truncated) == ([0, 8], [5, 8], 1)
+def test_cut_loses_the_beginning_of_long_prompts_and_nothing_else() -> None:
+    def cut(length: int, prompt: int) -> tuple[list[int], list[int], int]:
+        pieces = corpus.cut(_tokens([5, length], [0, prompt]), 8, "answers")
+        return pieces.start.tolist(), pieces.length.tolist(), pieces.truncated
+
+    assert cut(11, 9) == ([0, 8], [5, 8], 1)
+    assert cut(11, 0) == ([0, 5, 12], [5, 8, 4], 0), "plain text has no prompt to lose"
+    assert cut(20, 3) == ([0, 7, 14, 21], [5, 8, 8, 4], 1), "an answer longer than the context is learnt whole"
 
 
 def test_pack_uses_every_piece_once_an_epoch_and_fills_rows() -> None:

@@ -21,6 +21,7 @@ MODELS = {
     "other": candidate("other", ("two.jsonl",), target="base"),
     "merged": candidate("merged", models=("fused", "other")),
     "plain": candidate("plain", models=("base",)),
+    "pocket": candidate("pocket", ("pocket/clean",), target="fused"),
 }
 ITEMS = {
     "g": {"quiz": TaskItems((), {"test": ("a", "b", "c", "d"), "dev": ("e",)})},
@@ -47,6 +48,11 @@ def rows(tmp_path):
     def rows(left_out=None):
         left = {job: entry for job, entry in done.items() if job != left_out}
         made = {name: {} for name in MODELS}
+        made["fused"]["gain"] = {
+            "target": {"against": "base"},
+            "control": {"against": "gone"},
+            "best": {"against": "x"},
+        }
         clean.add_clean(made, plan, SimpleNamespace(done=left), SCORES)
         return made
 
@@ -66,6 +72,9 @@ def test_clean_scores_leave_out_what_stands_in_any_of_the_texts(rows):
     assert fused["overlap"]["quiz"] == {"items": 4, "overlapping": 1, "unjudged": 1}
     assert fused["clean_scores"]["g"]["value"] == pytest.approx(2 / 3) and fused["clean_scores"]["g"]["n"] == 3
     assert fused["clean_score"]["value"] == pytest.approx((2 / 3 + 1) / 2)
+    assert set(fused["clean_gain"]) == {"target"} and fused["clean_gain"]["target"]["against"] == "base"
+    assert fused["clean_gain"]["target"]["value"] == 0
+    assert found["pocket"]["overlap"] == fused["overlap"], "the pocket world's own texts hold no items"
     merged = found["merged"]
     assert merged["overlap"]["quiz"] == {"items": 4, "overlapping": 2, "unjudged": 0}
     assert merged["clean_scores"] == {"g": {"value": 0.5, "stderr": pytest.approx(0.5), "n": 2}}

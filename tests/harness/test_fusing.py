@@ -108,7 +108,11 @@ def test_feddf_starts_from_the_mean_of_its_teachers_which_is_scored_too(read):
         (f"c: {{{FUSED}, teachers: a}}", "'teachers' is a list of models"),
         (f"c: {{{FUSED}, teachers: {{a: 0.5}}}}", "'teachers' is a list of models"),
         (f"c: {{{FUSED}, teachers: []}}", "'teachers' is a list of models"),
-        (f"c: {{{FUSED}, teachers: [a], epochs: 2}}", "steps and epochs both say how long"),
+        (f"c: {{{FUSED}, teachers: [a], epochs: 2}}", "steps 5 and epochs 2: give one of them"),
+        (f"c: {{{FUSED}, teachers: [a], compat: fusellm-v1}}", "aligns by min_ed or exact, not by bytes"),
+        (f"c: {{{FUSED}, teachers: [a], trainer: {{weight_decy: 1}}}}", "unknown argument 'weight_decy'"),
+        ("c: {method: feddf, teachers: [a], corpus: pocket/noisy}", "feddf: needs two teachers or more; found 1"),
+        (f"c: {{{FUSED}, teachers: [a], seeds: [-1]}}", "whole numbers from 0"),
         (f"c: {{{FUSED}, teachers: [a], alignment: byte}}", "'alignment' is 'byte'"),
         ("c: {method: multitask, target: base, corpora: pocket/noisy}", "'corpora' is a list of corpora"),
         ("c: {method: multitask, target: base, corpora: [pocket/noisi]}", "did you mean 'pocket/noisy'?"),
@@ -191,6 +195,12 @@ def test_a_recipe_is_checked_whole(recipe, tmp_path):
         read_fusion(recipe(method="fuselm"))
     with pytest.raises(SuiteError, match="needs `target:`"):
         read_fusion(recipe(target=None))
+    with pytest.raises(SuiteError, match="unknown method"):
+        read_fusion(recipe(method=["fusellm"]))
+    with pytest.raises(SuiteError, match="'seed' is -1"):
+        read_fusion(recipe(seed=-1))
+    with pytest.raises(SuiteError, match="give one of them"):
+        read_fusion(recipe(epochs=1))
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(SuiteError, match="unknown method None"):
         read_fusion(tmp_path / "empty.yaml")
@@ -206,13 +216,17 @@ def test_the_verb_fuses_and_keeps_what_teachers_said(recipe, bench, tmp_path):
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert found["digest"] in json.dumps(found) and "self_distillation" in (tmp_path / "out" / "README.md").read_text()
-    stores = list((tmp_path / "store" / "teachers").iterdir())
-    assert len(stores) == 1 and not list((tmp_path / "store" / "fusions").iterdir())
+    stores = folders(tmp_path / "store" / "teachers")
+    assert len(stores) == 1 and not folders(tmp_path / "store" / "fusions")
     again = bench("fuse", path, "out")
     assert again.returncode == 2 and "exists and is not empty" in again.stderr and "Traceback" not in again.stderr
     same = json.loads(bench("fuse", path, "other", "--json").stdout)
     assert same["digest"] == found["digest"]
-    assert list((tmp_path / "store" / "teachers").iterdir()) == stores
+    assert folders(tmp_path / "store" / "teachers") == stores
+
+
+def folders(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.is_dir())
 
 
 def test_the_verb_says_what_it_did(recipe, bench):
