@@ -211,7 +211,7 @@ def test_ctrl_c_ends_with_130_and_the_command_to_go_on(tmp_path):
     )
     events = next(iter_until(tmp_path, "runs/long-*/logs/train-base.log", process))
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert "interrupted; 0 of" in stderr
     assert f"Go on with: fuse-bench run {suite}" in stderr
