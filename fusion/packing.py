@@ -43,9 +43,10 @@ def packs(model: Any) -> bool:
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens a row may have, where the architecture has a limit."""
-    longest: int | None = getattr(model.config, "max_position_embeddings", None)
-    return getattr(model.config, "max_seq_len", None) if longest is None else longest
+    """How many tokens a row may have, as the model's config states them; None where it states no limit."""
+    text = model.config.get_text_config()
+    stated = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return min([size for size in stated if size], default=None)
 
 
 def forward(model: Any, input_ids: Int[Tensor, "rows length"], **more: Tensor) -> Float[Tensor, "rows length v"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fusion import corpus
 from fusion.corpus import Rows, Tokens
 from fusion.errors import FusionError
-from fusion.packing import forward, packs, unpack
+from fusion.packing import forward, packs, positions, unpack
 
 LONGEST = 2048  # tokens of context, whatever the models could take
 PART = 1 << 20  # logits that are made into probabilities at a time
@@ -55,7 +55,7 @@ class Reader:
         self.live, self.top_k = dict(live), top_k
         self.device = next(iter(self.live.values())).device
         self.vocabulary = self._vocabulary()
-        self.context = min(LONGEST, *(positions(model.config) for model in self.live.values()))
+        self.context = min(LONGEST, *(positions(model) or LONGEST for model in self.live.values()))
         self.together = all(packs(model) for model in self.live.values())
         self.halved = 0
         self._tokens = self._fitting()
@@ -167,13 +167,6 @@ class Reader:
 
     def _names(self) -> str:
         return " and ".join(self.live)
-
-
-def positions(config: Any) -> int:
-    """The positions that a model has, as its config states them; LONGEST where it states none."""
-    text = config.get_text_config()
-    stated = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]
-    return min([size for size in stated if size], default=LONGEST)
 
 
 def mean_at(logits: list[Float[Tensor, "slots v"]], at: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:

@@ -8,6 +8,7 @@ from harness import stats
 from harness.drive import Progress
 from harness.overlap import clean_scores
 from harness.plan import Plan
+from harness.relate import estimate_entry, gain_entry
 from harness.spec import Candidate, Suite, Trained
 from harness.stats import Scores
 
@@ -50,16 +51,10 @@ def add_clean(
             clean = {one: clean_scores(scores[one], ids, dirty) for one in (name, *gains.values()) if one in scores}
             if "clean_score" in row:
                 row["clean_gain"] = {
-                    key: {**_difference(clean[name], clean[other]), "against": other}
+                    key: gain_entry(stats.difference(clean[name], clean[other]), other)
                     for key, other in gains.items()
                     if other in clean
                 }
-
-
-def _difference(mine: Scores, other: Scores) -> dict[str, Any]:
-    found = stats.difference(mine, other)
-    values = {"value": found.value, "low": found.low, "high": found.high, "p": found.p}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def texts_of(suite: Suite, name: str) -> Iterator[str]:
@@ -87,12 +82,7 @@ def _together(found: list[Mapping[str, Any]]) -> dict[str, dict[str, frozenset[s
 
 def _scored(clean: Scores, whole: Scores) -> dict[str, Any]:
     groups = {group: tasks for group, tasks in clean.items() if set(tasks) == set(whole[group])}
-    row: dict[str, Any] = {"clean_scores": {group: _estimate(stats.of_group(groups, group)) for group in groups}}
+    row: dict[str, Any] = {"clean_scores": {group: estimate_entry(stats.of_group(groups, group)) for group in groups}}
     if set(groups) == set(whole):
-        row["clean_score"] = _estimate(stats.overall(groups))
+        row["clean_score"] = estimate_entry(stats.overall(groups))
     return row
-
-
-def _estimate(found: stats.Estimate) -> dict[str, Any]:
-    values = {"value": found.value, "stderr": found.stderr, "n": found.n}
-    return {key: value for key, value in values.items() if value is not None}

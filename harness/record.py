@@ -174,7 +174,8 @@ def _bits(plan: Plan, name: str, model: Model, scores: Mapping[str, Mapping[str,
     for key in TEXTS:
         if name in scores[key]:
             row[key] = {
-                group: _estimate(bits_per_byte.estimate(scores[key][name], group)) for group in scores[key][name]
+                group: relate.estimate_entry(bits_per_byte.estimate(scores[key][name], group))
+                for group in scores[key][name]
             }
     if isinstance(model, Candidate):
         against = {"control": tuned_control(plan.suite.models, model, scores["dev"]), "target": model.target}
@@ -221,12 +222,12 @@ def _scored(
         if groups:
             row[key] = groups
     if name in scores["test"]:
-        row["score"] = _estimate(stats.overall(scores["test"][name]))
+        row["score"] = relate.estimate_entry(stats.overall(scores["test"][name]))
         low, high = stats.interval(scores["test"][name]) or (None, None)
         if low is not None:
             row["interval"] = {"low": low, "high": high}
     if name in scores["dev"]:
-        row["dev_score"] = _estimate(stats.overall(scores["dev"][name]))
+        row["dev_score"] = relate.estimate_entry(stats.overall(scores["dev"][name]))
     if isinstance(model, Candidate):
         row["gain"] = relate.gains(
             name,
@@ -252,13 +253,16 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
             arrays[task] = np.array([column[""] for column in columns if column], dtype=np.float64)
             also = {m: float(np.mean([c[m] for c in columns if c])) for m in (columns[0] or {}) if m}
             facts = plan.facts.tasks[task]
-            tasks[task] = {"metric": facts.metric, **_estimate(stats.of_task(arrays[task])), "also": also}
+            tasks[task] = {"metric": facts.metric, **relate.estimate_entry(stats.of_task(arrays[task])), "also": also}
             if facts.chance is not None:
                 tasks[task]["chance"] = facts.chance
         if tasks:
             found[group.name] = {"tasks": tasks}
             if len(tasks) == len(plan.facts.groups[group.name]):
-                found[group.name] = {**_estimate(stats.of_group({group.name: arrays}, group.name)), "tasks": tasks}
+                found[group.name] = {
+                    **relate.estimate_entry(stats.of_group({group.name: arrays}, group.name)),
+                    "tasks": tasks,
+                }
     return found
 
 
@@ -271,11 +275,6 @@ def _add_truncated(row: Mapping[str, Any], plan: Plan, progress: Progress, names
         cut = sum(progress.done[job].result["truncated"] for job in jobs if job in progress.done)
         if cut:
             entry["truncated"] = cut
-
-
-def _estimate(estimate: stats.Estimate) -> dict[str, Any]:
-    values = {"value": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _add_kinship(models: Mapping[str, dict[str, Any]], plan: Plan, progress: Progress) -> None:

@@ -70,6 +70,12 @@ def gain_entry(found: Difference, against: str) -> dict[str, Any]:
     return {**{key: value for key, value in values.items() if value is not None}, "against": against}
 
 
+def estimate_entry(found: stats.Estimate) -> dict[str, Any]:
+    """A score with its uncertainty as results.json has it."""
+    values = {"value": found.value, "stderr": found.stderr, "n": found.n}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 # ------------------------------------------------------------------------------------------------- kinship and gain
 
 
