@@ -4,7 +4,7 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check fix torture peers bench-merge bench-fuse clean
+.PHONY: quickstart test check fix torture peers bench-merge bench-fuse bench-kinship clean
 
 quickstart: .venv/installed
 	$(BIN)/fuse-bench run suites/quickstart.yaml
@@ -37,6 +37,10 @@ bench-merge: .venv/installed-dev .venv-peers/installed
 # Vocabulary maps, alignments, the store of teachers, and a step of fusion beside one of plain training.
 bench-fuse: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.bench_fuse $(ARGS)
+
+# All pairs of three 300 M models in one pass beside pair by pair, and 1.2 B ones. 10 GB of temporary files.
+bench-kinship: .venv/installed-dev
+	$(BIN)/python -m tests.bench.bench_kinship $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fuse-bench needs Python 3.11 or 3.12; none is on the path. Set PYTHON=..." >&2; exit 2; }

@@ -125,6 +125,24 @@ class Adapted:
         with one_thread():
             return self._changed(stored.float(), change).to(self.dtype(name))
 
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """What is added to a tensor as the factors, (m, r) and (r, n) in float64, of a matrix of the tensor's shape.
+
+        None for a change that is no such product (a table that is replaced, a bias, a magnitude, a result that is
+        rounded to the base's dtype) and for a tensor that is not changed.
+        """
+        change = self._changes.get(name)
+        if change is None or not self._precise or change.a is None or change.b is None:
+            return None
+        if change.whole or change.added or change.magnitude:
+            return None
+        b, a = change.scale * self._part(change.b).double(), self._part(change.a).double()
+        return (a.T, b.T) if change.transposed else (b, a)
+
+    def changes(self, name: str) -> bool:
+        """Whether the adapter changes a tensor of the base."""
+        return name in self._changes
+
     def _changed(self, weight: Tensor, change: Change) -> Tensor:
         if change.added is not None:
             weight = weight + change.scale * self._part(change.added).float()

@@ -8,7 +8,8 @@ header of names, dtypes, shapes and offsets, then the tensors' bytes.
 import json
 import math
 import mmap
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -130,6 +131,22 @@ class Checkpoint:
         buffer = self._maps[entry.file]
         return torch.frombuffer(buffer, dtype=entry.dtype, count=count, offset=entry.start).reshape(entry.shape)
 
+    def blocks(self, name: str, start: int, stop: int, size: int) -> Iterator[Tensor]:
+        """Elements `start` to `stop` of a tensor, row-major, in blocks of at most `size`.
+
+        They are read and not mapped: of a checkpoint that is gone through once no page stays with the process. Raises
+        CheckpointError where the file has become shorter.
+        """
+        entry = self._entry(name)
+        width = entry.dtype.itemsize
+        with entry.file.open("rb", buffering=0) as file:
+            for first in range(start, stop, size):
+                block = torch.empty(min(size, stop - first), dtype=entry.dtype)
+                got = os.preadv(file.fileno(), [block.view(torch.uint8).numpy().data], entry.start + first * width)
+                if got != block.numel() * width:
+                    raise _damaged(entry.file, f"ended within {name}, though it was whole when it was opened")
+                yield block
+
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise CheckpointError(f"{self.donor} has no tensor '{name}'")
@@ -197,7 +214,19 @@ def check_same(sources: Mapping[str, Source]) -> None:
 
     Raises MismatchError that names every missing, extra and differently shaped tensor of every model.
     """
-    (first, reference), *others = sources.items()
+    lines = mismatches(sources)
+    if lines:
+        many = "1 tensor differs" if len(lines) == 1 else f"{len(lines)} tensors differ"
+        raise MismatchError(
+            f"these models cannot be combined tensor by tensor: {many} from '{next(iter(sources))}'\n  "
+            + "\n  ".join(lines)
+            + "\nuse models of one architecture, one size and one vocabulary"
+        )
+
+
+def mismatches(sources: Mapping[str, Source]) -> list[str]:
+    """Every missing, extra and differently shaped tensor of every model beside the first, a line each."""
+    (_, reference), *others = sources.items()
     expected = dict.fromkeys(reference.names())
     lines = []
     for model, source in others:
@@ -207,13 +236,7 @@ def check_same(sources: Mapping[str, Source]) -> None:
         for name in expected:
             if name in found:
                 lines += [f"{model}: {name} {what}" for what in _differences(name, reference, source)]
-    if lines:
-        many = "1 tensor differs" if len(lines) == 1 else f"{len(lines)} tensors differ"
-        raise MismatchError(
-            f"these models cannot be combined tensor by tensor: {many} from '{first}'\n  "
-            + "\n  ".join(lines)
-            + "\nuse models of one architecture, one size and one vocabulary"
-        )
+    return lines
 
 
 def check_finite(tensor: Tensor, name: str, model: str) -> None:

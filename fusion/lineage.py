@@ -35,13 +35,14 @@ class Lineage:
     """What a model shares with a base.
 
     cosine: median over the matrices that both have; distance: |model - base| / |base| over all of them; layers: the
-    median cosine of each layer. `same`, `reshaped`, `missing`, `extra` count the base's tensors that the model has, has
-    in another shape, or lacks, and its own further ones. cosine and distance are None where no matrix is shared.
+    median cosine of each layer, by its number. `same`, `reshaped`, `missing`, `extra` count the base's tensors that the
+    model has, has in another shape, or lacks, and its own further ones. cosine and distance are None where no matrix is
+    shared.
     """
 
     cosine: float | None
     distance: float | None
-    layers: tuple[float, ...]
+    layers: Mapping[int, float]
     same: int
     reshaped: int
     missing: int
@@ -51,6 +52,11 @@ class Lineage:
     def kin(self) -> bool:
         """Whether the model comes from the base, by its weights."""
         return self.cosine is not None and self.cosine >= KIN_COSINE and 2 * self.same > self.same + self.missing
+
+    @property
+    def lowest(self) -> int | None:
+        """The layer that is least like the base's; None where no layer is shared."""
+        return min(self.layers, key=self.layers.__getitem__) if self.layers else None
 
     def words(self) -> str:
         """What was found, in one line."""
@@ -87,7 +93,7 @@ def lineage(model: Source, base: Source) -> Lineage:
     return Lineage(
         cosine=statistics.median(cosines.values()) if cosines else None,
         distance=(moved / size) ** 0.5 if size else None,
-        layers=tuple(statistics.median(by_layer[number]) for number in sorted(by_layer)),
+        layers={number: statistics.median(by_layer[number]) for number in sorted(by_layer)},
         same=len(same),
         reshaped=len(shared) - len(same),
         missing=len(theirs) - len(shared),
@@ -117,17 +123,33 @@ def to_json(found: Mapping[str, Lineage]) -> dict[str, Any]:
             "kin": about.kin,
             "cosine": about.cosine,
             "distance": about.distance,
-            "layers": list(about.layers),
+            "layers": {str(number): cosine for number, cosine in about.layers.items()},
+            "lowest_layer": about.lowest,
             "tensors": {key: getattr(about, key) for key in ("same", "reshaped", "missing", "extra")},
         }
         for name, about in found.items()
     }
 
 
+def ranked(found: Mapping[str, Lineage]) -> list[str]:
+    """Candidate bases of one model, by its lineage against each: the likeliest first.
+
+    Kin come before all others, the nearest by relative distance first: where a model differs from two relatives in a
+    few matrices only, its median cosine with both is 1 and tells nothing. The others follow by their cosine.
+    """
+
+    def place(name: str) -> tuple[bool, float, float]:
+        about = found[name]
+        cosine = -1.0 if about.cosine is None else about.cosine
+        return (not about.kin, (about.distance or 0.0) if about.kin else 0.0, -cosine)
+
+    return sorted(found, key=place)
+
+
 def nearest(found: Mapping[str, Lineage]) -> str | None:
     """The base that a model comes from, of its lineage by candidate base; None where it is kin to none."""
-    kin = [name for name, about in found.items() if about.kin]
-    return max(kin, key=lambda name: found[name].cosine or 0.0) if kin else None
+    best = ranked(found)[:1]
+    return best[0] if best and found[best[0]].kin else None
 
 
 def _sample(tensor: Tensor, name: str, source: Source) -> Tensor:

@@ -12,12 +12,14 @@ from fusion.methods.method import Method
 from fusion.params import did_you_mean
 from fusion.recipe import check_recipe
 from harness.expand import expand, start_of, with_controls, with_starts
-from harness.pocket import CORPORA
 from harness.problems import Problems
 from harness.spec import Candidate, Model
 from harness.yamlfile import Key, under
 
-MERGE_KEYS = ("method", "models", "base", "seeds", "control", "allow_unrelated", "corpora", "calibration", "route")
+MERGE_KEYS = (
+    *("method", "models", "base", "seeds", "control", "allow_unrelated", "tokenizer"),
+    *("corpora", "calibration", "route"),
+)
 CALIBRATION = ("sequences", "context")
 FUSION_KEYS = ("method", "seeds", "control")
 
@@ -45,11 +47,14 @@ class Candidates:
                 self.problems.add(at, f"candidate '{row}' needs `method:`", hint)
                 continue
             try:
-                expanded += [(row, at, name, plain, sweep) for name, plain, sweep in expand(row, value)]
+                expanded += [(at, *point) for point in expand(row, value)]
             except ValueError as error:
                 self.problems.add(at, str(error))
         known = [*models, *given, *(name for _, _, name, _, _ in expanded)]
-        for row, at, name, plain, sweep in expanded:
+        broken = [row for row, value in given.items() if not self._good_pairs(("candidates", row), value, known)]
+        for at, row, name, plain, sweep in expanded:
+            if at[1] in broken:
+                continue
             candidate = self._candidate(at, plain, known, sweep)
             if candidate is not None:
                 models[name] = Candidate(name=name, row=row, sweep=sweep, **candidate)
@@ -58,6 +63,18 @@ class Candidates:
             models.update(with_controls(models, given))
         except ValueError as error:
             self.problems.add(("candidates",), str(error))
+
+    def _good_pairs(self, at: Key, value: Any, known: Sequence[str]) -> bool:
+        """Whether `pairs:`, where an entry has it, names models that can be merged; said once, not for each pair."""
+        names = value.get("pairs") if isinstance(value, dict) else None
+        if not isinstance(names, list):
+            return True
+        if value.get("method") not in METHODS:
+            self.problems.add((*at, "pairs"), "`pairs` is for methods that merge", "name the models one by one", True)
+            return False
+        for index, name in enumerate(names):
+            self.problems.reference((*at, "pairs", index), name, known)
+        return all(name in known for name in names)
 
     def _candidate(
         self, at: Key, value: dict[str, Any], known: Sequence[str], sweep: Mapping[str, Any]
@@ -103,9 +120,18 @@ class Candidates:
             "base": base,
             "merges_base": row.merges_base,
             "allow_unrelated": unrelated,
+            "tokenizer": self._tokenizer((*at, "tokenizer"), value.get("tokenizer"), models, base),
             **self._data(at, row, value, models),
             "route": self._route(at, row, value, models),
         }
+
+    def _tokenizer(self, at: Key, given: Any, models: Sequence[str], base: str | None) -> str | None:
+        """Whose tokens the result has: all of them, the base's, or a parent's."""
+        known = ["union", *models, *(["base", base] if base else [])]
+        if given is not None and given not in known:
+            self.problems.add(at, f"'tokenizer' is {given!r}; expected {', '.join(known)}")
+            return None
+        return None if given is None else str(given)
 
     def _not_a_parameter(self, at: Key, given: Mapping[str, Any]) -> None:
         if "task" in given:
@@ -202,14 +228,7 @@ class Candidates:
         return str(given)
 
     def _corpus(self, at: Key, corpus: Any) -> str:
-        if isinstance(corpus, str) and corpus.startswith("pocket/"):
-            if corpus not in CORPORA:
-                self.problems.add(at, f"there is no corpus '{corpus}'", did_you_mean(corpus, CORPORA))
-            return corpus
-        path = (self.folder / str(corpus)).absolute()
-        if not path.is_file() and not self.planning:
-            self.problems.add(at, f"there is no file {path}", f"a corpus is a .jsonl file, or {', '.join(CORPORA)}")
-        return str(path)
+        return self.problems.corpus(at, corpus, self.folder, self.planning)
 
     def _parents(
         self, at: Key, value: Any, known: Sequence[str]

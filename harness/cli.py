@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli_common import json_option, out_option, print_json, store_of, store_option
-from harness.cli_models import align, export, fuse, kinship, lineage, merge, overlap
+from harness.cli_models import align, export, fuse, kinship, lineage, merge, overlap, relate
 from harness.errors import FuseBenchError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def doctor(store: Path | None, as_json: bool) -> None:
     print_json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
 
 
-for verb in (merge, fuse, align, overlap, export, lineage, kinship):
+for verb in (merge, fuse, align, overlap, export, lineage, kinship, relate):
     cli.add_command(verb)
 
 

@@ -1,6 +1,7 @@
 """The verbs that make or look at single models, tokenizers and texts, without a suite."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -128,29 +129,61 @@ def export(run: str, model: str, target: Path, out: Path, as_json: bool) -> None
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="The model that the others may come from.")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--base", "bases", multiple=True, help="A model that the others may come from; again for each.")
 @json_option
-def lineage(models: tuple[Path, ...], base: Path | None, as_json: bool) -> None:
-    """Do MODELS come from BASE? Without --base: which of them could come from which other?"""
-    from harness.merging import kin, kin_table
+def lineage(models: tuple[str, ...], bases: tuple[str, ...], as_json: bool) -> None:
+    """Which BASE do MODELS come from? Without --base: which of them is nearest to which other?"""
+    from harness.kin import trace
+    from harness.kin_table import lineage_words
 
-    found = kin(models, base)
-    print_json(found) if as_json else click.echo(kin_table(found))
+    found = trace(models, bases)
+    print_json(found) if as_json else click.echo(lineage_words(found))
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True)
+@click.option("--base", help="The model that the others were trained from; measures of weights need it.")
+@click.option("--measure", "measures", multiple=True, metavar="M", help="See: fuse-bench measures. Again for each.")
+@click.option("--by", type=click.Choice(["layer", "kind"]), multiple=True, help="Weights by layer, or kind of module.")
+@click.option("--common", is_flag=True, help="Leave out tensors and tokens that not all models share.")
+@click.option("--allow-unrelated", is_flag=True, help="Measure models that do not come from the base, too.")
 @click.option(
-    "--base", required=True, type=click.Path(path_type=Path), help="The model that task vectors are taken from."
+    "--allow-pickle", is_flag=True, help="Read pickled weights, which could run code, where there are no others."
 )
+@click.option("--texts", type=click.Path(path_type=Path), help="Documents that the models read, for what needs texts.")
+@click.option("--run", metavar="RUN", help="A run, whose models may be named, for what needs its records.")
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write heatmaps and dendrograms here."
+)
+@out_option
 @json_option
-def kinship(models: tuple[Path, ...], base: Path, as_json: bool) -> None:
-    """How related the folders MODELS are: similarity of their task vectors, pair by pair."""
-    from harness.report import kinship_table, measure_kinship
+def kinship(page: Path | None, as_json: bool, **asked: Any) -> None:
+    """How related MODELS are, pair by pair: what each added to BASE, what they make of texts, or what they answered.
 
-    found = measure_kinship(models, base)
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(kinship_table(found))
+    A model is a folder, BASE+LORA, or with --run its name in that run.
+    """
+    from harness.display import stages
+    from harness.kin import Asked, measure, write_page
+    from harness.kin_table import kinship_words
+
+    with stages() as progress:
+        found = measure(Asked(**asked), progress)
+    if page is not None:
+        write_page(page, found)
+    print_json(found) if as_json else click.echo(kinship_words(found))
+
+
+@click.command()
+@click.option("--table", required=True, type=click.Path(path_type=Path), help="A CSV file, one line a merge.")
+@json_option
+def relate(table: Path, as_json: bool) -> None:
+    """Does kinship go with gain, in a table made elsewhere? What `run` says of a suite, of a CSV file.
+
+    Columns: name, gain, kinship (a measure's name, or kinship:NAME); where known gain_mean, parent_mean, parent_gap,
+    parents (a|b), lineage, method.
+    """
+    from harness.relate_table import relate_table, relation_words
+
+    found = relate_table(table)
+    print_json(found) if as_json else click.echo(relation_words(found))

@@ -108,7 +108,7 @@ def _cost(plan: Plan, progress: Progress, names: Iterable[str]) -> dict[str, flo
         kind, owner = job_id.split(" ")[:2]
         if job_id in read:
             made.append(entry.cost)
-        elif owner in mine and kind not in ("relate", "statistics", "read", "overlap"):
+        elif owner in mine and kind not in ("relate", "probe", "statistics", "read", "overlap"):
             (scored if kind in ("generate", "judge") else made).append(entry.cost)
     cost = {}
     for name, entries in (("build_s", made), ("evaluate_s", scored)):

@@ -136,7 +136,7 @@ class Driver:
 
         def rank(job_id: str) -> tuple[bool, bool, bool]:
             job = self.jobs[job_id]
-            scores = job.kind in ("generate", "judge", "relate")
+            scores = job.kind in ("generate", "judge", "relate", "probe")
             swaps = job.model is not None and job.model != slot.model
             return (scores, swaps, swaps and job.model in elsewhere)
 

@@ -11,23 +11,44 @@ from fusion.params import fill, yaml_name
 from harness.spec import Candidate, Model
 
 
-def expand(row: str, value: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Candidates of one entry: (name, entry without sweeps, the swept values). `ties` becomes `ties[density=0.3]`, ...
+def expand(row: str, value: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Candidates of one entry: (row, name, entry without sweeps, the swept values).
 
-    Raises ValueError for a sweep that is not a list of at least one value.
+    `ties` becomes `ties[density=0.3]`, ...; with `pairs: [a, b, c]` in the place of `models` it is the rows
+    `ties[a+b]`, `ties[a+c]` and `ties[b+c]`. Raises ValueError for a sweep that is not a list of at least one value,
+    and for pairs of fewer than two models.
     """
+    if "pairs" not in value:
+        return _points(row, value)
+    names = value["pairs"]
+    if "models" in value:
+        raise ValueError("`pairs` stands in the place of `models`: give one of them")
+    named_well = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named_well or len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(f"'pairs' is {names!r}; expected a list of at least two different models")
+    rest = {key: part for key, part in value.items() if key != "pairs"}
+    return [
+        point
+        for a, b in itertools.combinations(names, 2)
+        for point in _points(f"{row}[{a}+{b}]", {**rest, "models": [a, b]})
+    ]
+
+
+def _points(row: str, value: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     swept = {key: part["sweep"] for key, part in value.items() if isinstance(part, Mapping) and set(part) == {"sweep"}}
     for key, values in swept.items():
         if not isinstance(values, list) or not values or len({str(v) for v in values}) != len(values):
             raise ValueError(f"'{key}' is swept over {values!r}; a sweep is a list of different values")
     points = [dict(zip(swept, point, strict=True)) for point in itertools.product(*swept.values())]
-    return [(named(row, point), {**value, **point}, point) for point in points]
+    return [(row, named(row, point), {**value, **point}, point) for point in points]
 
 
 def named(row: str, point: Mapping[str, Any]) -> str:
     """`row[key=value,...]`, or the row itself where nothing is swept."""
     inside = ",".join(f"{key}={value}".replace(" ", "") for key, value in point.items())
-    return f"{row}[{inside}]" if inside else row
+    if not inside:
+        return row
+    return f"{row[:-1]},{inside}]" if row.endswith("]") else f"{row}[{inside}]"
 
 
 def start_of(row: str, point: Mapping[str, Any]) -> str:

@@ -94,9 +94,8 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
     tasks, groups, absent = _tasks(suite, store, offline)
     missing += absent
     corpora = {}
-    for corpus in (c for m in suite.models.values() if isinstance(m, Candidate) for c in m.corpora):
-        if corpus in corpora:
-            continue
+    named = [c for m in suite.models.values() if isinstance(m, Candidate) for c in m.corpora]
+    for corpus in dict.fromkeys([*named, *([suite.kinship_texts] if suite.kinship_texts else [])]):
         if offline and not corpus.startswith("pocket/") and not Path(corpus).is_file():
             missing.append(Missing("corpus", corpus))
             corpora[corpus] = f"not here: {corpus}"

@@ -1,6 +1,6 @@
 """The leaderboard as one self-contained page: inline CSS and SVG, a few lines of script to sort, no requests."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.board import (
@@ -36,8 +36,12 @@ from harness.html_cells import (
     th,
     tr,
 )
+from harness.html_scatter import STYLE as SCATTER_STYLE
+from harness.html_scatter import kinship_section
 from harness.page_style import SCRIPT, STYLE
 
+# Of many measures of kinship the ranking shows the first; all have a plot, and are in the other formats.
+MEASURES = 3
 OVER = {"best": "best parent", "mean": "the parents' mean"}
 
 
@@ -49,24 +53,29 @@ def page(results: Mapping[str, Any]) -> str:
         _table_models(found),
         _table_gains(found),
         _table_tasks(found),
-        _kinship(found),
+        kinship_section(found),
         _published(found),
         _not_scored(found),
         _legend(),
         _foot(found),
     ]
-    title = f"{escape(found.suite)} · fuse-bench"
+    return document(f"{found.suite} · fuse-bench", body, SCATTER_STYLE)
+
+
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A page that asks for nothing, of parts that are HTML; `style` is added to the leaderboard's."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
         + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def _section(title: str, about: str, content: str) -> str:
+def section(title: str, about: str, content: str) -> str:
+    """A part of a page; all three are HTML."""
     return f'<section>\n<h2>{title}</h2>\n<p class="about">{about}</p>\n{content}\n</section>'
 
 
@@ -121,27 +130,28 @@ def _gained(found: Board) -> str:
 def _table_models(found: Board) -> str:
     if not found.rows:
         return '<p class="lead">No model has a score.</p>'
-    scale = score_scale(found.rows)
+    scale, hidden = score_scale(found.rows), len(found.measures) > MEASURES
     reach = max((reach_of([row], [row.headline]) for row in found.rows), default=0.01)
     head = [th("#", LEGEND["#"]), th("model", left=True), th("overall", LEGEND["overall"], left=True)]
     head += [th(escape(group)) for group in found.groups]
     head += [th("gain", LEGEND["gain"], left=True)] if found.gains else []
     head += [th(escape(title), LEGEND["bits/byte"]) for title in found.text_titles.values()]
-    head += [th(escape(measure), LEGEND["kinship"]) for measure in found.measures]
+    head += [th(escape(measure), LEGEND["kinship"]) for measure in found.measures[:MEASURES]]
     head += [th("time", LEGEND["time, memory"]), th("memory", LEGEND["time, memory"])]
     lines = []
     for row in found.rows:
-        cells = [rank_cell(row), model_cell(row, taught=True), overall_cell(row, scale)]
+        cells = [rank_cell(row), model_cell(row, made=True), overall_cell(row, scale)]
         cells += [score_cell(row, group) for group in found.groups]
         cells += [gain_cell(row, row.headline, reach)] if found.gains else []
         cells += [bits_cell(row, group) for group in found.texts]
-        cells += [kinship_cell(row, measure) for measure in found.measures]
+        cells += [kinship_cell(row, measure) for measure in found.measures[:MEASURES]]
         cells += cost_cells(row)
         lines.append(tr(row, cells))
-    return _section(
+    return section(
         "Ranking",
         "A model's rank is 1 + the number of models that are certainly better by paired tests on the same items. "
-        "Whiskers are 95&nbsp;% intervals. A star marks a gain that holds after correction for how many were tried.",
+        "Whiskers are 95&nbsp;% intervals. A star marks a gain that holds after correction for how many were tried."
+        + (f" Of {len(found.measures)} measures of kinship the first {MEASURES} are here." if hidden else ""),
         table([head], lines),
     )
 
@@ -166,7 +176,7 @@ def _table_gains(found: Board) -> str:
     for row in rows:
         cells = [model_cell(row), *(gain_cell(row, gain, reach) for gain in found.gains)]
         lines.append(tr(row, cells + [saved_cell(row, group, key) for group, key in saved]))
-    return _section(
+    return section(
         "Gains",
         "Paired differences in points, all on one scale, with 95&nbsp;% intervals. Point at one for what it is "
         "against and its p. For fusions, what counts is the gain over the control: the same text without the teachers."
@@ -191,7 +201,7 @@ def _table_tasks(found: Board) -> str:
     lines = [
         tr(row, [model_cell(row), *(task_cell(row, group, task) for group, task in found.tasks)]) for row in found.rows
     ]
-    return _section(
+    return section(
         "Tasks",
         "Percent, by task. Shading runs from chance to all right; a hatched cell was not scored. "
         "Point at a cell for its standard error and n.",
@@ -211,7 +221,7 @@ def _published(found: Board) -> str:
         name = f'<td class="model" data-v="{escape(one.name)}"><span class="name">{escape(one.name)}</span>{note}</td>'
         source = f'<td class="left note">{escape(one.source)}</td>'
         lines.append(tr(None, [name, source, *(published_cell(one, group) for group in groups)]))
-    return _section(
+    return section(
         ELSEWHERE,
         f"{ELSEWHERE_ABOUT} In brackets: our model beside it, as it scored here.",
         table([head], lines) + _published_tasks(found),
@@ -228,41 +238,6 @@ def _published_tasks(found: Board) -> str:
         cells = [td(percent(value, 2), value) for value in values]
         lines.append(tr(None, [td(f"{escape(group)} / {escape(task)}", left=True), *cells]))
     return f"<details><summary>By task</summary>{table([head], lines)}</details>"
-
-
-def _kinship(found: Board) -> str:
-    if not found.says:
-        return ""
-    relation = found.results.get("kinship_vs_gain") or {}
-    leaves = [
-        (measure, f"{'size of the gain' if kind == 'absolute' else 'gain'} over {OVER.get(gain, gain)}", leaf)
-        for measure, gains in (relation.get("measures") or {}).items()
-        for gain, kinds in gains.items()
-        for kind, leaf in kinds.items()
-    ]
-    every = ""
-    if leaves:
-        head = [th("kinship", left=True), th("against", left=True), th("Pearson"), th("Spearman")]
-        lines = [_leaf(measure, label, leaf) for measure, label, leaf in leaves]
-        reasons = dict.fromkeys(str(leaf["reason"]) for _, _, leaf in leaves if leaf.get("reason"))
-        every = table([[*head, th("candidates"), th("models")]], lines)
-        every += "".join(f'<p class="about">{escape(reason)}.</p>' for reason in reasons)
-        every = f"<details><summary>Every measure</summary>{every}</details>"
-    return f'<section>\n<h2>Kinship and gain</h2>\n<p class="lead">{escape(found.says)}</p>\n{every}\n</section>'
-
-
-def _leaf(measure: str, label: str, leaf: Mapping[str, Any]) -> str:
-    cells = [td(escape(measure), left=True), td(escape(label), left=True)]
-    cells += [td(_coefficient(leaf, name), number(leaf, name, "value")) for name in ("pearson", "spearman")]
-    return f"<tr>{''.join(cells)}{td(escape(leaf.get('n', '')))}{td(escape(leaf.get('models', '')))}</tr>"
-
-
-def _coefficient(leaf: Mapping[str, Any], name: str) -> str:
-    value, low, high, p = (number(leaf, name, key) for key in ("value", "low", "high", "p"))
-    if value is None:
-        return "–"
-    span = "" if low is None or high is None else f", {low:+.2f} to {high:+.2f}"
-    return f"{value:+.2f}<small>{span}{'' if p is None else f', p = {p:.2g}'}</small>".replace("-", "−")
 
 
 def _not_scored(found: Board) -> str:

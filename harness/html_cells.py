@@ -55,8 +55,8 @@ def tr(row: Row | None, cells: Iterable[str]) -> str:
 
 
 def td(content: str, value: float | str | None = None, left: bool = False, extra: str = "") -> str:
-    """A cell; `value` is what it is sorted by."""
-    sort = "" if value is None else f' data-v="{escape(value)}"'
+    """A cell; `value` is what it is sorted by, where its text is no plain number."""
+    sort = "" if value is None else f' data-v="{f"{value:.5g}" if isinstance(value, float) else escape(value)}"'
     side = ' class="left"' if left else ""
     return f"<td{side}{sort}{extra}>{content}</td>"
 
@@ -65,24 +65,34 @@ def rank_cell(row: Row) -> str:
     """A rank, with its tie."""
     if row.rank is None:
         return td("–")
-    return td(f'{row.rank}<span class="tie">{"=" if row.tied else ""}</span>', row.rank, extra=' class="rank"')
+    if not row.tied:
+        return td(f"{row.rank}", extra=' class="rank"')
+    return td(f'{row.rank}<span class="tie">=</span>', row.rank, extra=' class="rank tied"')
 
 
-def model_cell(row: Row, taught: bool = False) -> str:
-    """A model's name, and how it was made; with `taught`, by whom a fusion was, and its score on clean items."""
-    method = row.entry.get("method")
-    parents = [plain(parent) for parent in row.entry.get("parents") or []]
-    how = " ".join(
-        part for part in (plain(method) if method else "", f"of {', '.join(parents)}" if parents else "") if part
-    )
+def model_cell(row: Row, made: bool = False) -> str:
+    """A model's name and kind; with `made`, how it was made, by whom a fusion was taught, and its score on clean items.
+
+    It is sorted by its text, which begins with the name.
+    """
     name = plain(row.name)
-    said = [row.taught, f"clean items alone: {row.clean}" if row.clean else ""]
-    by = "".join(f'<span class="how">{escape(one)}</span>' for one in said if one) if taught else ""
-    return (
-        f'<td class="model" data-v="{escape(name)}"><span class="name" title="{escape(name)}">'
-        f'{escape(clipped(name, LONGEST_NAME))}</span><span class="how" title="{escape(how)}">'
-        f'<span class="kind">{escape(row.stamped)}</span> {escape(clipped(how, LONGEST_HOW))}</span>{by}</td>'
-    )
+    shown = clipped(name, LONGEST_NAME)
+    kind = f'<span class="kind">{escape(row.stamped)}</span>'
+    if made:
+        method = row.entry.get("method")
+        parents = [plain(parent) for parent in row.entry.get("parents") or []]
+        parts = (plain(method) if method else "", f"of {', '.join(parents)}" if parents else "")
+        how = " ".join(part for part in parts if part)
+        told = clipped(how, LONGEST_HOW)
+        said = [row.taught, f"clean items alone: {row.clean}" if row.clean else ""]
+        by = "".join(f'<span class="how">{escape(one)}</span>' for one in said if one)
+        kind = f'<span class="how"{_whole(how, told)}>{kind} {escape(told)}</span>{by}'
+    return f'<td class="model"><span class="name"{_whole(name, shown)}>{escape(shown)}</span>{kind}</td>'
+
+
+def _whole(text: str, shown: str) -> str:
+    """The title of a text that is not shown whole."""
+    return "" if text == shown else f' title="{escape(text)}"'
 
 
 def overall_cell(row: Row, scale: tuple[float, float]) -> str:
@@ -97,7 +107,7 @@ def score_cell(row: Row, group: str) -> str:
     value, stderr, n = (row.number("scores", group, key) for key in ("value", "stderr", "n"))
     if value is None:
         return '<td class="absent" title="not scored"></td>'
-    return td(percent(value), value, extra=f' title="{_error(stderr, n)}"')
+    return td(percent(value), extra=f' title="{_error(stderr, n)}"')
 
 
 def bits_cell(row: Row, group: str) -> str:
@@ -146,10 +156,11 @@ def gain_cell(row: Row, gain: str, reach: float) -> str:
     about = f"against {against}" + (f", p = {p:.2g}" if p is not None else "")
     if gain == row.headline and row.p_holm is not None:
         about += f", after Holm {row.p_holm:.2g}"
-    star = '<span class="star">*</span>' if gain == row.headline and row.certain else '<span class="star"></span>'
+    certain = gain == row.headline and row.certain
     if low is not None and high is not None:
         about += f", 95 % interval {points(low)} to {points(high)}"
-    text = f'<span class="with">{_signed(value)}{star}</span>'
+    star = '<span class="star">*</span>' if certain else ""
+    text = f'<span class="with{" sure" if certain else ""}">{_signed(value)}{star}</span>'
     plot = _whisker(value, low, high, (-reach, reach), zero=True)
     return td(text + plot, value, extra=f' class="plot" title="{escape(about)}"')
 
@@ -172,8 +183,9 @@ def kinship_cell(row: Row, measure: str) -> str:
     value, low, high = (row.number("kinship", measure, key) for key in ("mean", "min", "max"))
     if value is None:
         return '<td class="none">–</td>'
-    spread = "" if low is None or high is None else f' title="{low:.3g} to {high:.3g} over pairs of parents"'
-    return td(f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}", value, extra=spread)
+    several = low is not None and high is not None and low < high
+    spread = f' title="{low:.3g} to {high:.3g} over pairs of parents"' if several else ""
+    return td(f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}", extra=spread)
 
 
 def task_cell(row: Row, group: str, task: str) -> str:
@@ -185,7 +197,7 @@ def task_cell(row: Row, group: str, task: str) -> str:
         return '<td class="absent" title="not scored"></td>'
     start = chance or 0.0
     share = min(1.0, max(0.0, (value - start) / (1 - start))) if start < 1 else 0.0
-    return td(percent(value), value, extra=f' class="heat" style="--h:{share:.2f}" title="{_error(stderr, n)}"')
+    return td(percent(value), extra=f' class="heat" style="--h:{share:.2f}" title="{_error(stderr, n)}"')
 
 
 # ---------------------------------------------------------------------------------------------------------- whiskers
@@ -215,14 +227,12 @@ def _whisker(
         return ""
 
     def at(point: float) -> str:
-        return f"{6 + (PLOT_WIDTH - 12) * (point - scale[0]) / (scale[1] - scale[0]):.1f}"
+        return f"{6 + (PLOT_WIDTH - 12) * (point - scale[0]) / (scale[1] - scale[0]):.3g}"
 
-    middle = PLOT_HEIGHT / 2
-    parts = [f'<line class="axis" x1="0" x2="{PLOT_WIDTH}" y1="{middle}" y2="{middle}"/>']
-    if zero:
-        parts.append(f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="{PLOT_HEIGHT}"/>')
-    if low is not None and high is not None:
-        parts.append(f'<line class="span" x1="{at(low)}" x2="{at(high)}" y1="{middle}" y2="{middle}"/>')
-    parts.append(f'<circle cx="{at(value)}" cy="{middle}" r="3.4"/>')
-    size = f'width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}"'
-    return f'<svg {size} aria-hidden="true">{"".join(parts)}</svg>'
+    middle = PLOT_HEIGHT // 2
+    span = "" if low is None or high is None else f'<path d="M{at(low)} {middle}H{at(high)}"/>'
+    # The axis and its zero are the style's: the same lines in thousands of cells.
+    return (
+        f'<svg class="span{" zero" if zero else ""}" aria-hidden="true">{span}'
+        f'<circle cx="{at(value)}" cy="{middle}" r="3.4"/></svg>'
+    )

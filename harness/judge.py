@@ -23,10 +23,11 @@ def judge(
     """Score the responses of `evaluate.respond` to a task (`source`: its file), in their order.
 
     A record: "id", "score" (of the task's metric), "also" (its other means over items, by name), "answer" (what was
-    taken for the answer, None if nothing), "verdict" (why a program passed or not; None for other tasks). `sandbox`:
-    the least isolation level for programs. Raises TaskError, also when the data are no longer those that were asked
-    about, and SandboxError. Of a text (`texts.load`) the score is bits per byte, lower being better, and "also" has its
-    "bits" and "bytes".
+    taken for the answer, None if nothing), "verdict" (why a program passed or not; None for other tasks). Where one of
+    several choices is right, "choices" has "p", the softmax of their log-likelihoods, and "correct", its index.
+    `sandbox`: the least isolation level for programs. Raises TaskError, also when the data are no longer those that
+    were asked about, and SandboxError. Of a text (`texts.load`) the score is bits per byte, lower being better, and
+    "also" has its "bits" and "bytes".
     """
     if texts.is_text(source):
         return _bits(source, responses)
@@ -103,6 +104,7 @@ def _lm_eval_record(loaded: load.Loaded, response: Mapping[str, Any], instances:
         except TypeError:
             raise TaskError(f"{loaded.definition.path}: '{score.metric}' is no number for one item") from None
     headline = loaded.scores[0]
+    choices = _choices(loaded.task, doc, [instance.filtered_resps[headline.filter] for instance in instances])
     return {
         "id": response["id"],
         "score": values.pop(headline.label),
@@ -111,7 +113,23 @@ def _lm_eval_record(loaded: load.Loaded, response: Mapping[str, Any], instances:
             loaded.task, doc, [instance.filtered_resps[headline.filter] for instance in instances], headline
         ),
         "verdict": None,
+        **({"choices": choices} if choices else {}),
     }
+
+
+def _choices(task: Any, doc: Mapping[str, Any], filtered: list[Any]) -> dict[str, Any] | None:
+    """How likely a model takes each choice to be, and which is right; None where not exactly one is."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    choices = task.doc_to_choice(doc)
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str):
+        gold = choices.index(gold) if gold in choices else -1
+    if not isinstance(gold, int) or not 0 <= gold < len(choices):
+        return None
+    marks = [float(response[0]) for response in filtered[: len(choices)]]
+    weights = [math.exp(mark - max(marks)) for mark in marks]
+    return {"p": [weight / sum(weights) for weight in weights], "correct": gold}
 
 
 def _answer(task: Any, doc: Mapping[str, Any], filtered: list[Any], headline: load.Score) -> str | None:

@@ -51,6 +51,7 @@ def recipe_of(model: Candidate, seed: int) -> Recipe:
         seed=seed,
         own=model.own,
         allow_unrelated=model.allow_unrelated,
+        tokenizer=None if model.tokenizer is None else {"source": model.tokenizer},
     )
 
 
@@ -96,7 +97,7 @@ def _train(suite: Suite, facts: Facts, name: str, model: Trained) -> Job:
         "params": model.params,
         "recipe": recipe(model.params),
         "seed": model.seed,
-        **_common(facts),
+        **common(facts),
     }
     inputs = [input_of(suite, facts, "parent", model.parent)] if model.parent else []
     return Job(f"train {name}", "train", spec, tuple(inputs), model=name)
@@ -113,6 +114,7 @@ def _merge(suite: Suite, facts: Facts, name: str, model: Candidate, seed: int) -
         "own": list(model.own),
         "route": dict(model.route),
         "allow_unrelated": model.allow_unrelated,
+        **({"tokenizer": model.tokenizer} if model.tokenizer else {}),
         "seed": seed if METHODS[model.method].random else None,
         "threads": THREADS,
         "versions": {name: facts.versions[name] for name in ("torch", "numpy", "transformers", "tokenizers")},
@@ -134,7 +136,7 @@ def _fuse(suite: Suite, facts: Facts, name: str, model: Candidate, seed: int) ->
         "params": model.params,
         "seed": seed,
         "corpora": [facts.corpora[corpus] for corpus in model.corpora],
-        **_common(facts),
+        **common(facts),
     }
     inputs = [input_of(suite, facts, role, parent) for role, parent in _roles(model).items()]
     inputs += [Input(f"store.{i}", job=job.id) for i, job in enumerate(stores)]
@@ -154,7 +156,7 @@ def _stores(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
         names = [roles[role] for role in together]
         top_k = model.params["top_k"]
         corpora = [facts.corpora[corpus] for corpus in model.corpora]
-        spec = {"version": STORE_VERSION, "top_k": top_k, "corpora": corpora, **_common(facts)}
+        spec = {"version": STORE_VERSION, "top_k": top_k, "corpora": corpora, **common(facts)}
         inputs = tuple(input_of(suite, facts, f"model.{i}", name) for i, name in enumerate(names))
         job = f"read {'+'.join(names)} on {corpus_names(facts, model.corpora)} top_k={top_k}"
         yield Job(job, "read", spec, inputs, {"corpora": model.corpora, "corpus_seed": suite.seed})
@@ -172,11 +174,11 @@ def _statistics(suite: Suite, facts: Facts, model: Candidate) -> Iterator[Job]:
     if kind is None:
         return
     settings = {**model.calibration, "seed": suite.seed}
-    common = {"kind": kind, "version": STATISTICS_VERSION, "settings": settings, **_common(facts)}
+    shared = {"kind": kind, "version": STATISTICS_VERSION, "settings": settings, **common(facts)}
     jobs = list(dict.fromkeys(job for _, job, _ in statistics_of(model, facts)))
     for i, job in enumerate(jobs):
         mine = range(len(model.models)) if kind == "gram++" else (i,)
-        spec = {**common, "corpora": [facts.corpora[model.corpora[n]] for n in mine]}
+        spec = {**shared, "corpora": [facts.corpora[model.corpora[n]] for n in mine]}
         if kind == "gram++":
             spec |= {"params": model.params, "weights": model.weights}
         inputs = [input_of(suite, facts, f"model.{n}", model.models[n]) for n in mine]
@@ -194,6 +196,7 @@ def write_job(instance: str, build: str) -> Job:
     return Job(f"write {instance}", "write", {}, (Input("model", job=build, model=instance),), model=instance)
 
 
-def _common(facts: Facts) -> dict[str, Any]:
+def common(facts: Facts) -> dict[str, Any]:
+    """What decides the numbers of every job that runs a model, besides its inputs."""
     versions = {name: facts.versions[name] for name in ("torch", "transformers", "tokenizers", "accelerate", "numpy")}
     return {"threads": THREADS, "device": facts.device, "versions": versions}

@@ -1,21 +1,18 @@
-"""The verbs that make single models: `merge` a recipe file, `lineage` of models, `export` a model of a run."""
+"""The verbs that make single models: `merge` a recipe file, `export` a model of a run."""
 
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusion import lineage
-from fusion.checkpoint import Source
 from fusion.errors import CheckpointError
 from fusion.merge import check_lineage, make_room, write
 from fusion.methods import METHODS
-from fusion.modelref import Delta, Routed, from_json, open_ref, with_pickles
+from fusion.modelref import Delta, ModelRef, Routed, from_json, with_pickles
 from fusion.params import did_you_mean
 from fusion.recipe_file import read_recipe
-from fusion.recipe_yaml import Models
 from harness import runs
 from harness.errors import UsageError
 
@@ -59,7 +56,7 @@ def merged_words(report: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {action}" for action, count in actions.items())
     lines = [f"{report['out']}: {report['tensors']} tensors ({counts}), {report['bytes'] / 2**20:.1f} MiB"]
     far = {name: about for name, about in report["lineage"].items() if about["cosine"] is not None}
-    lines += [f"  {name}: {_kin_words(about)}" for name, about in far.items()]
+    lines += [f"  {name}: {kin_words(about)}" for name, about in far.items()]
     if "vocabulary" in report:
         about = report["vocabulary"]
         lines.append(f"  vocabulary: {about['tokens']} tokens of {about['source']} in {about['rows']} rows")
@@ -71,66 +68,16 @@ def cores() -> int:
     return min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
 
-def kin(models: Sequence[Path], base: Path | None) -> dict[str, Any]:
-    """{"base", "models": {model: lineage}} of folders against a base; without one, against each of the others.
-
-    Then "nearest" says of every model which of the others it could come from, or None.
-    """
-    if base is None and len(models) < 2:
-        raise UsageError("lineage is between models: give a --base, or two models or more")
-    opened = open_models(models)
-    if base is not None:
-        (origin,) = open_models([base]).values()
-        found = {name: lineage.lineage(source, origin) for name, source in opened.items()}
-        return {"base": str(base), "models": lineage.to_json(found)}
-    pairs = {
-        name: {other: lineage.lineage(source, opened[other]) for other in opened if other != name}
-        for name, source in opened.items()
-    }
-    return {
-        "base": None,
-        "models": {name: lineage.to_json(found) for name, found in pairs.items()},
-        "nearest": {name: lineage.nearest(found) for name, found in pairs.items()},
-    }
-
-
-def open_models(paths: Sequence[Path]) -> dict[str, Source]:
-    """Models by their paths as a recipe would name them: a folder, FOLDER+LORA, or a LoRA folder. Raises UsageError."""
-    named = Models(Path())
-    names = {str(path): named.name(str(path), ()) for path in paths}
-    if named.problems:
-        raise UsageError("; ".join(problem.message for problem in named.problems))
-    return {path: open_ref(named.refs[str(name)]) for path, name in names.items()}
-
-
-def kin_table(found: Mapping[str, Any]) -> str:
-    """One line a model, or a pair of models."""
-    if found["base"] is not None:
-        lines = [f"base: {found['base']}"]
-        lines += [f"{name}: {_kin_words(about)}" for name, about in found["models"].items()]
-    else:
-        lines = [
-            f"{name} ~ {other}: {_kin_words(about)}"
-            for name, others in found["models"].items()
-            for other, about in others.items()
-        ]
-    lines.append(f"kin: a median cosine over matrices of at least {lineage.KIN_COSINE}; strangers have about 0")
-    return "\n".join(lines)
-
-
 def export(run: str, name: str, out: Path, where: Path) -> dict[str, Any]:
     """Write a model of a run as a folder; a routed one as its compact file. Returns {"out", "digest", ...}.
 
     Raises UsageError for a name that the run has no weights of, or weights that are not what the run has scored.
     """
     run_dir = runs.find_run(run, where)
-    file = run_dir / "refs.json"
-    if not file.is_file():
-        raise UsageError(f"{run_dir} holds no refs.json: its run has not finished; give its `run` command again")
-    refs = json.loads(file.read_text(encoding="utf-8"))
-    if name not in refs:
-        raise UsageError(f"{run_dir.name} made no model '{name}'; {did_you_mean(name, refs)}")
-    ref, expected = from_json(refs[name]["ref"]), refs[name]["digest"]
+    made = models_of(run_dir)
+    if name not in made:
+        raise UsageError(f"{run_dir.name} made no model '{name}'; {did_you_mean(name, made)}")
+    ref, expected = made[name]
     try:
         if isinstance(ref, Routed):
             return {"out": str(out), "digest": expected, **_export_routed(ref, out)}
@@ -144,6 +91,18 @@ def export(run: str, name: str, out: Path, where: Path) -> dict[str, Any]:
     return {"out": str(out), **report}
 
 
+def models_of(run_dir: Path) -> dict[str, tuple[ModelRef, str]]:
+    """The models of a run that have weights: by name, where they are and the digest that was scored.
+
+    Raises UsageError for a run that has not finished.
+    """
+    file = run_dir / "refs.json"
+    if not file.is_file():
+        raise UsageError(f"{run_dir} holds no refs.json: its run has not finished; give its `run` command again")
+    refs = json.loads(file.read_text(encoding="utf-8"))
+    return {name: (from_json(entry["ref"]), entry["digest"]) for name, entry in refs.items()}
+
+
 def _export_routed(ref: Routed, out: Path) -> dict[str, Any]:
     from fusion.emr_file import write_emr
 
@@ -152,7 +111,8 @@ def _export_routed(ref: Routed, out: Path) -> dict[str, Any]:
     return write_emr(first, out, routes)
 
 
-def _kin_words(about: Mapping[str, Any]) -> str:
+def kin_words(about: Mapping[str, Any]) -> str:
+    """A lineage, as JSON has it, in one line."""
     if about["cosine"] is None:
         return "no matrix in common: not kin"
     numbers = f"cosine {about['cosine']:.3f}, relative distance {about['distance']:.3f}"

@@ -34,13 +34,14 @@ th button:hover{color:var(--ink)}
 th[aria-sort=ascending] button::after{content:" ↑"}
 th[aria-sort=descending] button::after{content:" ↓"}
 .left{text-align:left}
-.rank{font-weight:600;padding-right:4px}
+.rank{font-weight:600;padding-right:calc(4px + .8em)}.tied{padding-right:4px}
 .tie{display:inline-block;width:.8em;color:var(--soft);font-weight:400}
 th.left:nth-child(1),th.left:nth-child(2),td.model{text-align:left}
 td.model{position:sticky;left:0;z-index:1;min-width:176px;max-width:230px}
 .name{display:block;font-weight:600;white-space:normal;overflow-wrap:anywhere;line-height:1.3}
 .how{display:block;color:var(--soft);font-size:12.5px;line-height:1.35;white-space:normal;overflow-wrap:anywhere}
 .kind{color:var(--k);font-weight:600}
+.name+.kind{display:block;font-size:12.5px;line-height:1.35}
 .kind::before{content:"";display:inline-block;width:8px;height:8px;margin-right:5px;border-radius:50%;
 background:var(--k);border:1.5px solid var(--k);vertical-align:0}
 tr{--k:var(--soft)}
@@ -53,11 +54,16 @@ tr.control .kind::before{border-style:dashed}
 .with{display:inline-block;min-width:3.4em;margin-right:6px;text-align:right;vertical-align:middle}
 td small{color:var(--soft);font-size:12px}
 .half{margin-left:5px;color:var(--soft);font-size:12px}
+td[title] .with{padding-right:.6em}td[title] .sure{padding-right:0}
 .star{display:inline-block;width:.6em;text-align:left;color:var(--good);font-weight:700}
 svg{vertical-align:middle}
 svg line{stroke-linecap:round}
-.axis{stroke:var(--axis);stroke-width:1}.zero{stroke:var(--soft);stroke-width:1}
-.span{stroke:var(--k);stroke-width:2.2;opacity:.6}
+.axis{stroke:var(--axis);stroke-width:1}
+.span{width:96px;height:18px;print-color-adjust:exact;-webkit-print-color-adjust:exact;
+background:linear-gradient(var(--axis),var(--axis)) 0 50%/100% 1px no-repeat}
+.span.zero{background:linear-gradient(var(--soft),var(--soft)) 50% 0/1px 100% no-repeat,
+linear-gradient(var(--axis),var(--axis)) 0 50%/100% 1px no-repeat}
+.span path{stroke:var(--k);stroke-width:2.2;opacity:.6;stroke-linecap:round}
 circle{fill:var(--k);stroke:var(--k);stroke-width:1.6}
 .none{color:var(--soft)}
 .heat,tbody tr:hover td.heat{background:color-mix(in srgb,var(--heat) calc(var(--h)*46%),var(--card))}

@@ -10,12 +10,13 @@ from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
 from harness.making import THREADS, corpus_names, input_of, instances, made_by, making, recipe_of, statistics_of
+from harness.relating import Related, relating
 from harness.spec import Candidate, Group, Source, Suite, Trained
 from harness.store import Entry, canonical, digest_of
 from harness.tasks import Task
 
 FIRST_BLOCK, BLOCK = 64, 128
-GENERATE_VERSION, JUDGE_VERSION, RELATE_VERSION, OVERLAP_VERSION = 1, 1, 1, 1
+GENERATE_VERSION, JUDGE_VERSION, OVERLAP_VERSION = 1, 2, 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class TaskItems:
 class Plan:
     """The jobs of a suite in an order in which they can be done, and how to find each model's weights.
 
-    kinship: by candidate, the job that measures its parents' kinship. overlaps: by corpus, the job that looks for the
+    kinship: by candidate, how its parents' kinship is known. overlaps: by corpus, the job that looks for the
     suite's items in it.
     """
 
@@ -53,7 +54,7 @@ class Plan:
     facts: Facts
     jobs: Mapping[str, Job]
     items: Mapping[str, Mapping[str, TaskItems]]
-    kinship: Mapping[str, str]
+    kinship: Mapping[str, Related]
     overlaps: Mapping[str, str]
 
     def ref(self, instance: str, done: Mapping[str, Entry]) -> ModelRef:
@@ -119,7 +120,8 @@ def plan(suite: Suite, facts: Facts) -> Plan:
                 for block in items[group.name][task].blocks:
                     for job in _scoring(suite, facts, name, model, group, block):
                         jobs[job.id] = job
-    kinship = dict(_kinship(suite, facts, jobs))
+    kinship, comparing = relating(suite, facts)
+    jobs |= {job.id: job for job in comparing}
     overlaps = dict(_overlaps(suite, facts, jobs))
     return Plan(suite, facts, jobs, items, kinship, overlaps)
 
@@ -224,28 +226,6 @@ def dtype_of(suite: Suite, instance: str) -> str:
             return "auto"
         model = suite.models[parent]
     return model.dtype or "auto"
-
-
-def kinship_base(suite: Suite, model: Candidate) -> str | None:
-    """What the task vectors of a candidate's parents are taken from."""
-    return suite.kinship_base if model.merges_base else model.base or suite.kinship_base
-
-
-def _kinship(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple[str, str]]:
-    """(candidate, id of the job that measures its parents' kinship); the same parents are measured once."""
-    for model in suite.models.values():
-        if not isinstance(model, Candidate) or model.kind != "merged" or not suite.measures:
-            continue
-        base = kinship_base(suite, model)
-        parents = sorted(parent for parent in model.parents if parent != base)
-        if base is None or len(parents) < 2:
-            continue
-        job_id = f"relate {' '.join(parents)} to {base}"
-        inputs = [input_of(suite, facts, "base", base)]
-        inputs += [input_of(suite, facts, f"model.{i}", parent) for i, parent in enumerate(parents)]
-        spec = {"version": RELATE_VERSION, "measures": suite.measures}
-        jobs[job_id] = Job(job_id, "relate", spec, tuple(inputs))
-        yield model.name, job_id
 
 
 def _overlaps(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from fusion.builders.builder import Builder
 from fusion.errors import RecipeError, TrainingError
 from fusion.params import Problem, build, did_you_mean, fill
 from fusion.trainer_arguments import with_files
+from harness.pocket import CORPORA
 from harness.yamlfile import Key, under
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -63,6 +64,17 @@ class Problems:
             self.add(at, f"{name!r} is not the name of a model")
         elif name not in known:
             self.add(at, f"there is no model or candidate '{name}'", did_you_mean(name, set(known)))
+
+    def corpus(self, at: Key, corpus: Any, folder: Path, planning: bool) -> str:
+        """A corpus of the pocket world by its name, or a file's absolute path; in planning it may be absent yet."""
+        if isinstance(corpus, str) and corpus.startswith("pocket/"):
+            if corpus not in CORPORA:
+                self.add(at, f"there is no corpus '{corpus}'", did_you_mean(corpus, CORPORA))
+            return corpus
+        path = (folder / str(corpus)).absolute()
+        if not path.is_file() and not planning:
+            self.add(at, f"there is no file {path}", f"a corpus is a .jsonl file, or {', '.join(CORPORA)}")
+        return str(path)
 
     def training(
         self, at: Key, builder: Builder, given: Mapping[str, Any], teachers: int, folder: Path

@@ -6,20 +6,22 @@ Absent is absent: a model whose samples are not all there has no score, and says
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness import bits_per_byte, relate, stats
+from harness import answers, bits_per_byte, kinship_rows, relate, stats
+from harness.answers import Answered
 from harness.bits_per_byte import Texts
 from harness.clean import add_clean
 from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
 from harness.facts import environment
 from harness.making import instances
-from harness.plan import Plan, kinship_base
+from harness.plan import Plan
+from harness.relating import kinship_base
 from harness.runs import SCHEMA, file_name
 from harness.spec import Candidate, Model
 from harness.stats import Scores
@@ -30,11 +32,22 @@ TEXTS = {"text": "test", "dev_text": "dev"}
 """What bits per byte are called in a row and in the scores' files, by split."""
 
 
-def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, dict[str, Scores]]]:
-    """(results as contract 4 has them, scores by split and model) of everything that is done.
+@dataclass(frozen=True)
+class Record:
+    """What a run found out: `results` as contract 4 has them, and what is kept beside them.
 
-    The scores have the bits and bytes of texts, too, under the keys of TEXTS.
+    scores: by split and model, with the bits and bytes of texts under the keys of TEXTS. answers: of all models that
+    answered every item. kinship: every pair of models that was compared.
     """
+
+    results: dict[str, Any]
+    scores: dict[str, dict[str, Scores]]
+    answers: Answered | None
+    kinship: dict[str, Any]
+
+
+def assemble(plan: Plan, progress: Progress) -> Record:
+    """The record of everything that is done."""
     suite = plan.suite
     samples = {name: _samples(plan, progress, name) for name in instances(suite)}
     scores = {split: _by_model(plan, suite.models, samples, split) for split in SPLITS}
@@ -42,31 +55,35 @@ def assemble(plan: Plan, progress: Progress) -> tuple[dict[str, Any], dict[str, 
     # A routed model is told which group it answers, so it does not compete with models that answer all alike.
     alike = {name: found for name, found in scores["test"].items() if kind_of(suite.models[name]) != "routed"}
     ranks = stats.ranks(alike) if alike else {}
+    answered = answers.collect(plan, progress)
+    kinship = kinship_rows.collect(plan, progress, answered)
     models = {}
     for name, model in suite.models.items():
         row = describe(plan, progress, name, model)
         row.update(_scored(plan, samples, name, model, scores))
         row.update(_bits(plan, name, model, scores))
+        row.update(kinship_rows.of_candidate(plan, progress, name, kinship))
         _add_truncated(row, plan, progress, replicates(name, model))
         if name in ranks:
             row["rank"] = ranks[name]
         models[name] = row
     _choose(models)
-    _add_kinship(models, plan, progress)
     add_clean(models, plan, progress, scores["test"])
     rows = [{"name": n, **row} for n, row in models.items() if row["kind"] == "merged"]
-    return {
+    pairs = kinship_rows.by_measure(plan, kinship)
+    results = {
         "schema": SCHEMA,
         "suite": _suite(plan),
         "environment": {**environment(), "device": plan.facts.device},
         "models": models,
-        "kinship_vs_gain": relate.kinship_vs_gain(rows) if plan.kinship else {},
+        "kinship_vs_gain": relate.kinship_vs_gain(rows, pairs=pairs, test=scores["test"]) if plan.kinship else {},
         **({"published": suite.published} if suite.published else {}),
-    }, scores
+    }
+    return Record(results, scores, answered, kinship)
 
 
-def write(run_dir: Path, results: Mapping[str, Any], plan: Plan, scores: Mapping[str, Mapping[str, Scores]]) -> Path:
-    """Write results.json and the per-sample scores into a run folder; returns the path of results.json."""
+def write(run_dir: Path, record: Record, plan: Plan) -> Path:
+    """Write results.json and what stands beside it into a run folder; returns the path of results.json."""
     folder = run_dir / "scores"
     folder.mkdir(exist_ok=True)
     ids = {
@@ -77,12 +94,16 @@ def write(run_dir: Path, results: Mapping[str, Any], plan: Plan, scores: Mapping
     }
     write_whole(folder / "items.json", json.dumps(ids))
     for name in plan.suite.models:
-        packed = {split: _pack(found[name]) for split, found in scores.items() if name in found}
+        packed = {split: _pack(found[name]) for split, found in record.scores.items() if name in found}
         (folder / f"{file_name(name)}.json").unlink(missing_ok=True)
         if packed:
             write_whole(folder / f"{file_name(name)}.json", json.dumps({"model": name, "scores": packed}))
+    if record.answers is not None:
+        answers.write(run_dir, *record.answers)
+    if record.kinship:
+        write_whole(run_dir / kinship_rows.FILE, json.dumps(record.kinship, allow_nan=False))
     path = run_dir / "results.json"
-    write_whole(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(record.results, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -275,21 +296,6 @@ def _add_truncated(row: Mapping[str, Any], plan: Plan, progress: Progress, names
         cut = sum(progress.done[job].result["truncated"] for job in jobs if job in progress.done)
         if cut:
             entry["truncated"] = cut
-
-
-def _add_kinship(models: Mapping[str, dict[str, Any]], plan: Plan, progress: Progress) -> None:
-    """Write each merge's kinship, over the pairs of its parents, into its row."""
-    for name, job_id in plan.kinship.items():
-        entry = progress.done.get(job_id)
-        if entry is None:
-            continue
-        pairs = entry.result["pairs"]
-        found = {}
-        for measure in plan.suite.measures:
-            values = [pair[measure] for pair in pairs if pair.get(measure) is not None]
-            if len(values) == len(pairs):
-                found[measure] = {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
-        models[name]["kinship"] = found
 
 
 def _choose(models: Mapping[str, dict[str, Any]]) -> None:

@@ -68,6 +68,13 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+MEASURED_FROM = {
+    "weights": "needs the models' weights, and those of their base",
+    "texts": "needs texts that every model reads: --texts FILE.jsonl",
+    "records": "needs what a run has scored: --run RUN",
+}
+
+
 @dataclass(frozen=True)
 class Survey:
     """A plan with its state. Bytes are None where no model's size is known yet; `missing` would be fetched first."""
@@ -187,34 +194,6 @@ def _line(state: str, what: str, reason: str) -> str:
     return f"  {state:<8} {what}" + (f"  ({reason})" if reason else "")
 
 
-def measure_kinship(models: Sequence[Path], base: Path) -> dict[str, Any]:
-    """Contract 6: {"base", "models", "pairs"} of some model folders."""
-    from fusion.kinship import MEASURES
-    from fusion.kinship.weights import kinship
-    from harness.merging import open_models
-
-    if len(models) < 2:
-        raise UsageError("kinship is between models: give at least two")
-    names = [str(path) for path in models]
-    for repeated in sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{repeated} is given more than once")
-    (origin,) = open_models([base]).values()
-    pairs = kinship(open_models(models), origin, list(MEASURES))
-    return {"base": str(base), "models": names, "pairs": pairs}
-
-
-def kinship_table(found: Mapping[str, Any]) -> str:
-    """Pairs, one a line."""
-    from fusion.kinship import MEASURES
-
-    lines = [f"base: {found['base']}"]
-    for pair in found["pairs"]:
-        values = [f"{m} {pair[m]:.4f}" if pair.get(m) is not None else f"{m} undefined" for m in MEASURES]
-        status = f"  ({pair['status']})" if pair.get("status") else ""
-        lines.append(f"{pair['a']} ~ {pair['b']}: {', '.join(values)}{status}")
-    return "\n".join(lines)
-
-
 def send(run: str, uri: str | None, out: Path) -> dict[str, Any]:
     """Send a run's results to MLflow."""
     from harness import runs
@@ -261,8 +240,12 @@ def measure_rows() -> list[dict[str, Any]]:
     from fusion.kinship import MEASURES
 
     return [
-        {"name": m.name, "formula": m.formula, "source": m.source, "direction": m.direction} for m in MEASURES.values()
-    ]
+        {
+            "name": m.name, "formula": m.formula, "source": m.source, "direction": m.direction, "needs": m.needs,
+            "cost": m.cost,
+        }
+        for m in MEASURES.values()
+    ]  # fmt: skip
 
 
 def task_rows(store: Path) -> list[dict[str, Any]]:
@@ -295,7 +278,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Entries with their names in front; parameters below, one a line."""
     width = max((len(str(row["name"])) for row in rows), default=0)
     for row in rows:
-        rest = [str(row[key]) for key in ("about", "formula", "paper", "source", "direction", "is") if row.get(key)]
+        rest = [
+            str(row[key]) for key in ("about", "formula", "paper", "source", "direction", "cost", "is") if row.get(key)
+        ]
         click.echo(f"{row['name']:<{width}}  {rest[0] if rest else ''}")
         for text in rest[1:]:
             click.echo(f"{'':<{width}}  {text}")
@@ -308,8 +293,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _needs(row: Mapping[str, Any]) -> list[str]:
-    """What a method takes besides parameters."""
-    lines = []
+    """What a method takes besides parameters, or what a measure is computed from."""
+    lines = [MEASURED_FROM[row["needs"]]] if row.get("needs") else []
     if row.get("models"):
         least, most = row["models"]
         count = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"

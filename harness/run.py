@@ -66,8 +66,9 @@ def run(suite_path: Path, options: Options) -> Outcome:
         store.keep(run_dir)
         write_plan(run_dir, planned)
         progress = work_off(planned, store, run_dir, options)
-        results, scores = record.assemble(planned, progress)
-        record.write(run_dir, results, planned, scores)
+        found = record.assemble(planned, progress)
+        record.write(run_dir, found, planned)
+        results = found.results
         write_refs(run_dir, planned, progress)
         described.write_curves(run_dir, planned, progress)
         with disk_errors(run_dir):

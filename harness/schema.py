@@ -8,7 +8,7 @@ from fusion.calibration import Collect
 from fusion.kinship import MEASURES
 from fusion.methods import METHODS
 from fusion.params import describe
-from harness.pocket import HELD_OUT, TRAINERS
+from harness.pocket import CORPORA, HELD_OUT, TRAINERS
 from harness.problems import NAME
 from harness.sandbox import LEVELS
 from harness.suite import DTYPES, KEYS
@@ -44,7 +44,11 @@ def schema() -> dict[str, Any]:
         "published": _named(_published()),
         "split": _closed({"dev": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}, ["dev"]),
         "kinship": _closed(
-            {"base": {"type": "string"}, "measures": {"type": "array", "items": {"enum": list(MEASURES)}}}
+            {
+                "base": {"type": "string"},
+                "measures": {"type": "array", "items": {"enum": list(MEASURES)}},
+                "texts": {"type": "string", "description": f"a .jsonl file of documents, or {', '.join(CORPORA)}"},
+            }
         ),
         "track": _closed({"mlflow": {"type": "string"}}),
         "keep": {"enum": ["none", "best", "all"]},
@@ -83,9 +87,11 @@ def _merge(name: str) -> dict[str, Any]:
     number = {"anyOf": [{"type": "number"}, VARIED]}
     part = {"anyOf": [number, _closed({"weight": number, **own})]}
     models = {"oneOf": [NAMES, {"type": "object", "additionalProperties": part}]}
+    pairs = {**NAMES, "minItems": 2, "description": "in the place of models: one candidate for each two of these"}
     keys = {"method": {"const": name}, "models": models, "base": {"type": "string"}, "control": {"type": "string"}}
-    keys["allow_unrelated"] = {"type": "boolean"}
-    required = ["method", "models"] + (["base"] if row.base == "required" else [])
+    keys["pairs"] = pairs
+    keys |= {"allow_unrelated": {"type": "boolean"}, "tokenizer": {"type": "string"}}
+    required = ["method"] + (["base"] if row.base == "required" else [])
     named = {"type": "object", "additionalProperties": {"type": "string"}}
     if row.random:
         keys["seeds"] = NUMBERS
@@ -98,7 +104,8 @@ def _merge(name: str) -> dict[str, Any]:
     mine = {
         p["name"]: _parameter(p, sweep=True, varied=True) for p in described if not row.routed or p["name"] != "task"
     }
-    return _closed({**keys, **mine}, required + [p["name"] for p in described if p["required"]])
+    closed = _closed({**keys, **mine}, required + [p["name"] for p in described if p["required"]])
+    return {**closed, "oneOf": [{"required": ["models"]}, {"required": ["pairs"]}]}
 
 
 def _fusion(name: str) -> dict[str, Any]:

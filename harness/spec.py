@@ -36,6 +36,7 @@ class Candidate:
     `weights` and `own` (a model's own parameters) follow `models`, as do the `corpora` of a merge that is guided by
     data; those of a training are joined. `control` is the model to be beaten on the same terms.
     `merges_base`: the base is merged, too, and not what task vectors are taken from.
+    `tokenizer` names whose tokens a merge has (union, base or one of its models), where vocabularies differ.
     `route` says which of the models each group is answered as, of a model that is told which group it answers.
     """
 
@@ -52,6 +53,7 @@ class Candidate:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     route: Mapping[str, str] = field(default_factory=dict)
     allow_unrelated: bool = False
+    tokenizer: str | None = None
     target: str | None = None
     seeds: tuple[int, ...] = (0,)
     row: str = ""
@@ -87,6 +89,7 @@ class Group:
 class Suite:
     """A checked suite. `models` holds sources, trained models and candidates alike, parents before children.
 
+    `kinship_texts` is the corpus that models read for those measures of kinship that need texts.
     `published` is what papers say of models: shown beside the results, never compared with them.
     """
 
@@ -97,6 +100,7 @@ class Suite:
     dev_share: float
     kinship_base: str | None
     measures: tuple[str, ...]
+    kinship_texts: str | None
     mlflow: str | None
     keep: str
     sandbox: str | None

@@ -64,6 +64,16 @@ class Difference:
     n: int
 
 
+class Resampled(NamedTuple):
+    """Scores of several models by task, (tasks, models), and their joint bootstrap, (draws, tasks, models).
+
+    draws is None when a task has a single item.
+    """
+
+    values: Array
+    draws: Array | None
+
+
 class _Task(NamedTuple):
     name: str
     weight: float
@@ -121,17 +131,18 @@ def difference(a: Scores, b: Scores) -> Difference:
     return contrast([(1.0, a), (-1.0, b)])
 
 
-def contrast(terms: Sequence[tuple[float, Scores]]) -> Difference:
+def contrast(terms: Sequence[tuple[float, Scores]], choices: int = 1) -> Difference:
     """A weighted sum of models' overall scores, such as a candidate minus the mean of its parents.
 
-    Replicates of different models are taken as independent. Raises UsageError when the models were
-    not scored on the same tasks and items, TaskError when a task has none.
+    Replicates of different models are taken as independent. choices: among how many contrasts this one was chosen as
+    the lowest; `high` is Bonferroni-corrected for that. Raises UsageError when the models were not scored on the same
+    tasks and items, TaskError when a task has none.
     """
     coefficients = [coefficient for coefficient, _ in terms]
     tasks = _aligned([scores for _, scores in terms])
     value = _contrast_value(tasks, coefficients)
     spread = _spread(tasks, coefficients)
-    low, high = _interval(tasks, coefficients, value)
+    low, high = _interval(tasks, coefficients, value, choices)
     p = _p_value(_item_terms(tasks, coefficients), value, spread)
     return Difference(value, low, high, p, _mde(spread), _items(tasks))
 
@@ -154,6 +165,16 @@ def against_best(candidate: Scores, others: Mapping[str, Scores]) -> tuple[str, 
     tasks = _aligned([candidate, others[best]])
     high = _interval(tasks, [1.0, -1.0], found.value, choices=len(names))[1]
     return best, replace(found, low=low, high=high, p=p)
+
+
+def resampled(models: Sequence[Scores]) -> Resampled:
+    """Every task's score of every model, the same items (and of a model the same replicates) in one draw for all."""
+    tasks = _aligned(models)
+    values = np.array([[array.mean() for array in task.arrays] for task in tasks])
+    if min(task.arrays[0].shape[1] for task in tasks) < 2:
+        return Resampled(values, None)
+    seed_weights = [_seed_weights(array.shape[0], model) for model, array in enumerate(tasks[0].arrays)]
+    return Resampled(values, np.stack([_task_draws(task, seed_weights) for task in tasks], axis=1))
 
 
 def ranks(models: Mapping[str, Scores], alpha: float = ALPHA) -> dict[str, int]:

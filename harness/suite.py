@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion.kinship import MEASURES
+from fusion.kinship import DEFAULT, MEASURES
 from fusion.params import did_you_mean
 from harness.candidates import Candidates
 from harness.errors import UsageError
 from harness.evaluated import read_groups, read_published
 from harness.order import parents_first
-from harness.pocket import TRAINERS
+from harness.pocket import CORPORA, TRAINERS
 from harness.problems import NAME, Problems
 from harness.sandbox import LEVELS
 from harness.spec import Model, Source, Suite, Trained
@@ -30,7 +30,7 @@ KEYS = {
     "evaluate": "groups of tasks: {group: {tasks: [...], limit: N, batch_size: N}}; or {bits_per_byte: text}",
     "published": "what papers report, shown beside: {name: {source: paper, scores: {group: {value: share}}}}",
     "split": "{dev: share}: sweeps are chosen on dev items, the leaderboard reports the others",
-    "kinship": "{base: model, measures: [...]}",
+    "kinship": "{base: model, measures: [...], texts: corpus}",
     "track": "{mlflow: sqlite | off | a tracking URI}",
     "keep": "whose merged weights are written to the store: none, best or all",
     "sandbox": f"the least isolation that generated programs are run with: any | {' | '.join(LEVELS)}",
@@ -97,7 +97,7 @@ class _Reader:
         )
         ordered, problems = parents_first(models)
         self.problems.found += problems
-        kinship_base, measures = self.kinship(models)
+        kinship = self.kinship(models)
         settings = {
             "dev_share": self.dev_share(),
             "mlflow": self.mlflow(),
@@ -114,8 +114,7 @@ class _Reader:
             seed=seed,
             models=ordered,
             groups=groups,
-            kinship_base=kinship_base,
-            measures=measures,
+            **kinship,
             published=published,
             path=self.path,
             text=self.path.read_text(encoding="utf-8"),
@@ -216,21 +215,25 @@ class _Reader:
             return 0.0
         return float(share)
 
-    def kinship(self, models: Mapping[str, Model]) -> tuple[str | None, tuple[str, ...]]:
+    def kinship(self, models: Mapping[str, Model]) -> dict[str, Any]:
         value = self.mapping("kinship", required=False)
-        self.problems.known_keys(("kinship",), value, ("base", "measures"))
-        base = value.get("base")
+        self.problems.known_keys(("kinship",), value, ("base", "measures", "texts"))
+        base, measures, texts = value.get("base"), value.get("measures", list(DEFAULT)), value.get("texts")
         if base is not None:
             self.problems.reference(("kinship", "base"), base, list(models))
-        measures = value.get("measures", list(MEASURES))
+        if texts is not None:
+            texts = self.problems.corpus(("kinship", "texts"), texts, self.path.parent, self.planning)
         if not isinstance(measures, list):
             self.problems.add(("kinship", "measures"), "measures is a list")
-            return base, ()
+            measures = []
         for index, measure in enumerate(measures):
             if not isinstance(measure, str) or measure not in MEASURES:
                 hint = did_you_mean(str(measure), MEASURES)
                 self.problems.add(("kinship", "measures", index), f"unknown measure '{measure}'", hint)
-        return base, tuple(map(str, measures))
+            elif MEASURES[measure].needs == "texts" and texts is None:
+                hint = f"texts: a .jsonl file of documents, or {', '.join(CORPORA)}"
+                self.problems.add(("kinship", "measures", index), f"{measure} is measured on texts: add `texts:`", hint)
+        return {"kinship_base": base, "measures": tuple(map(str, measures)), "kinship_texts": texts}
 
     def mlflow(self) -> str | None:
         value = self.mapping("track", required=False)

@@ -25,6 +25,7 @@ FUNCTIONS = {
     "judge": "harness.work:judge",
     "relate": "harness.work:relate",
     "overlap": "harness.work:overlap",
+    "probe": "harness.work:probe",
 }
 
 
@@ -149,13 +150,28 @@ def judge(task: Task) -> Made:
     return Made({"n": len(scores)})
 
 
-def relate(task: Task) -> Made:
-    """The kinship of some models, pair by pair, in the result."""
-    from fusion.kinship.weights import kinship
-    from fusion.modelref import open_ref
+def probe(task: Task) -> Made:
+    """What a model makes of some texts, for comparing it with others; `probe/` holds it."""
+    from harness import compared
 
-    models = {role: open_ref(ref) for role, ref in sorted(task.refs.items()) if role != "base"}
-    return Made({"pairs": kinship(models, open_ref(task.refs["base"]), task.spec["measures"])})
+    text = (task.where["corpora"], task.spec["corpora"], task.where["corpus_seed"])
+    return Made(compared.probe(task.spec, task.refs["model"], text, task.out / "probe", task.scratch, task.progress))
+
+
+def relate(task: Task) -> Made:
+    """The kinship of some models, pair by pair, in `kinship.json`."""
+    from harness import compared
+
+    names = [str(one["model"]) for one in numbered(task.inputs, "model")]
+    models = dict(zip(names, numbered(task.refs, "model"), strict=True))
+    if task.spec["by"] == "weights":
+        found = compared.by_weights(task.spec, models, task.refs["base"])
+    else:
+        text = (task.where["corpora"], task.spec["corpora"], task.where["corpus_seed"])
+        probes = [Path(one["path"]) / "probe" for one in numbered(task.inputs, "probe")]
+        found = compared.by_texts(task.spec, models, probes, text, task.scratch)
+    _write_json(task.out / "kinship.json", found)
+    return Made({"models": len(models), "pairs": len(found["pairs"])})
 
 
 def overlap(task: Task) -> Made:

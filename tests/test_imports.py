@@ -12,9 +12,9 @@ HEAVY = ("torch", "transformers", "lm_eval", "mlflow", "datasets", "pandas", "sc
 FILES = sorted((ROOT / "fusion").rglob("*.py")) + sorted((ROOT / "harness").rglob("*.py"))
 # Only these may know the engine, beside what calls it in a worker or checks against its tables.
 KNOW_FUSION = {
-    "aligning", "build", "candidates", "cli", "compare", "evaluate", "execute", "expand", "facts", "fusing", "guided",
-    "making", "merging", "order", "overlap", "plan", "pocket", "problems", "relate", "report", "schema", "spec",
-    "suite", "work", "yamlfile",
+    "aligning", "answers", "build", "candidates", "cli", "compare", "compared", "evaluate", "execute", "expand",
+    "facts", "fusing", "guided", "kin", "kinship_rows", "making", "merging", "order", "overlap", "plan",
+    "pocket", "problems", "relate", "relate_table", "relating", "report", "schema", "spec", "suite", "work", "yamlfile",
 }  # fmt: skip
 
 

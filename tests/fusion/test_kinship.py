@@ -8,7 +8,7 @@ import torch
 from fusion.checkpoint import Checkpoint
 from fusion.errors import CheckpointError, MismatchError, RecipeError
 from fusion.kinship import MEASURES
-from fusion.kinship.weights import WEIGHT_MEASURES, kinship
+from fusion.kinship.weights import WEIGHTS, kinship
 from tests.fusion.models import Memory, save_plain
 
 
@@ -170,11 +170,15 @@ def test_bad_input() -> None:
 
 
 def test_the_table_says_all_about_its_measures() -> None:
-    assert list(MEASURES) == ["pcc", "cosine", "euclidean"] == list(WEIGHT_MEASURES)
-    for name, measure in MEASURES.items():
-        assert measure.name == name and measure.formula and measure.source
-    assert [measure.direction for measure in MEASURES.values()] == [
-        "higher is closer",
-        "higher is closer",
-        "lower is closer",
+    assert list(WEIGHTS) == [
+        *("pcc", "cosine", "euclidean", "relative_euclidean", "norm_ratio"),
+        *("sign_agreement", "sign_excess", "top_agreement", "subspace_overlap"),
     ]
+    assert list(MEASURES)[: len(WEIGHTS)] == list(WEIGHTS)
+    for name, measure in MEASURES.items():
+        assert measure.name == name and measure.formula and measure.source and measure.cost
+    assert [name for name, row in WEIGHTS.items() if row.direction == "lower is closer"] == [
+        "euclidean",
+        "relative_euclidean",
+    ]
+    assert {row.needs for row in WEIGHTS.values()} == {"weights"}

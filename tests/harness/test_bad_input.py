@@ -71,7 +71,7 @@ def test_two_checkpoints_and_a_base_are_all_it_takes(folder, bench):
     assert results["models"]["ties"]["scores"]["quiz"]["n"] == 12
     assert results["models"]["a"]["kind"] == "source"
     assert "kinship" in results["models"]["ties"]
-    assert "kinship" not in results["models"]["average"], "linear has no base, and the suite names none"
+    assert list(results["models"]["average"]["kinship"]) == ["capa"], "linear has no base, and the suite names none"
     kept = list((folder / "store").glob("objects/*/*/model/model.safetensors"))
     assert len(kept) == 1, "keep: best writes the best merge"
 
@@ -206,8 +206,9 @@ def test_merge_writes_a_folder_that_transformers_loads(folder, bench):
 
 
 def test_kinship_of_folders(folder, bench):
-    found = json.loads(bench("kinship", "a", "b", "--base", "base", "--json").stdout)
-    assert set(found) == {"base", "models", "pairs"}
+    refused(bench("kinship", "a", "b", "--base", "base"), "a: cosine", "--allow-unrelated")
+    found = json.loads(bench("kinship", "a", "b", "--base", "base", "--allow-unrelated", "--json").stdout)
+    assert set(found) == {"base", "models", "measures", "lineage", "pairs"}
     assert {"a", "b", "pcc", "cosine", "euclidean"} <= set(found["pairs"][0])
     refused(bench("kinship", "a", "--base", "base"), "at least two")
     refused(bench("kinship", "a", "a", "--base", "base"), "more than once")

@@ -1,6 +1,7 @@
 """Scores equal bare lm-eval's, item by item; programs are judged by running them."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,14 @@ def test_data_that_changed_since(world: Path) -> None:
 
 def test_nothing_to_judge(world: Path) -> None:
     assert judge(str(world / "legs.yaml"), []) == []
+
+
+def test_how_likely_each_choice_was_is_kept_with_the_right_one(world: Path) -> None:
+    source = str(world / "legs.yaml")
+    responses = respond(loaded(world, "m"), source, range(4), Settings())
+    for response, record, question in zip(responses, judge(source, responses), QUESTIONS, strict=False):
+        marks = [math.exp(repeat[0][0]) for repeat in response["resps"]]
+        assert record["choices"]["correct"] == question["label"]
+        assert record["choices"]["p"] == pytest.approx([mark / sum(marks) for mark in marks])
+    written = respond(loaded(world, "m"), str(world / "word.yaml"), range(2), Settings())
+    assert all("choices" not in record for record in judge(str(world / "word.yaml"), written))

@@ -10,6 +10,7 @@ from harness import suite as suites
 from harness.errors import TaskError
 from harness.facts import LIBRARIES, Facts, FolderFacts
 from harness.plan import in_order, is_dev, plan, unique_ids
+from harness.relating import Related
 from harness.status import failures, needs, previous_plan, status
 from harness.store import Store
 from harness.tasks import Task
@@ -106,7 +107,7 @@ def test_what_changes_a_key_and_how_far_it_reaches(read):
     folders = facts().folders | {"b": FolderFacts("/models/b", "another digest", 10**6, "stamp")}
     assert changed(before, keys(plan(read(), facts(folders=folders)))) == {
         "generate b", "judge b", "build average", "generate average", "judge average", "build ties", "generate ties",
-        "judge ties", "relate a",
+        "judge ties", "relate 2",
     }  # fmt: skip
     task = changed(before, keys(plan(read(), facts(tasks={"quiz": quiz(digest="d2")}))))
     assert {kind.split(" ")[0] for kind in task} == {"generate", "judge"}
@@ -179,8 +180,47 @@ def test_a_task_without_an_item_to_report_is_refused(read):
 
 def test_parents_that_two_candidates_share_are_related_once(read):
     planned = plan(read(), facts())
-    assert planned.kinship == {"average": "relate a b to base", "ties": "relate a b to base"}
+    related = Related(("a", "b"), "base", "relate 2 models to base", None)
+    fused = Related(("a", "base"), "base", None, None)
+    assert planned.kinship == {"average": related, "ties": related, "fused": fused}
     assert sum(job.kind == "relate" for job in planned.jobs.values()) == 1
+
+
+EVOLVED = TEXT.replace(
+    "  fused:", "  second: {method: linear, models: [ties, b]}\n  third: {method: slerp, pairs: [base, a, b]}\n  fused:"
+)
+
+
+def test_given_models_are_compared_all_at_once_and_a_built_parent_with_its_child_alone(read):
+    planned = plan(read(EVOLVED), facts())
+    jobs = {name: related.by_weights for name, related in planned.kinship.items()}
+    assert jobs == {
+        "average": "relate 2 models to base",
+        "ties": "relate 2 models to base",
+        "second": "relate b ties to base",
+        "third[a+b]": "relate 2 models to base",
+        "fused": None,
+    }, "a pair of which one is the base has one task vector, and so no kinship"
+    roles = {i.role: i.model for i in planned.jobs["relate b ties to base"].inputs}
+    assert roles == {"base": "base", "model.0": "b", "model.1": "ties"}
+    assert "build ties" in planned.jobs["relate b ties to base"].needs
+
+
+def test_what_is_measured_on_texts_is_read_once_a_model(read):
+    asked = EVOLVED.replace("{base: base}", "{base: base, measures: [pcc, cka, js], texts: pocket/noisy}")
+    planned = plan(read(asked), facts())
+    probes = sorted(job.id for job in planned.jobs.values() if job.kind == "probe")
+    assert probes == ["probe a", "probe b", "probe base", "probe ties"]
+    assert planned.kinship["fused"].by_texts == planned.kinship["average"].by_texts == "relate 3 models by texts"
+    assert planned.kinship["second"].by_texts == "relate b ties by texts"
+    texts = planned.jobs["relate 3 models by texts"]
+    assert [i.role for i in texts.inputs] == [*(f"probe.{i}" for i in range(3)), *(f"model.{i}" for i in range(3))]
+    assert texts.spec["measures"] == ["cka", "js"] and planned.jobs["relate b ties to base"].spec["measures"] == ["pcc"]
+
+
+def test_without_measures_nothing_is_related(read):
+    planned = plan(read(TEXT.replace("{base: base}", "{measures: []}")), facts())
+    assert planned.kinship == {} and not [job for job in planned.jobs.values() if job.kind in ("relate", "probe")]
 
 
 def test_status_gives_reasons(read, tmp_path):

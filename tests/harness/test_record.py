@@ -142,7 +142,8 @@ def _judged(task: str, size: int, rate: float) -> dict:
 
 
 def test_bits_per_byte_stand_beside_the_scores_and_count_for_none_of_them(assembled):
-    results, scores = assembled()
+    found = assembled()
+    results, scores = found.results, found.scores
     models = results["models"]
     assert {name: set(row["scores"]) for name, row in models.items()} == {name: {"own"} for name in models}
     assert len({row["score"]["value"] for row in models.values()}) == 1, "all answer the tasks alike"
@@ -159,7 +160,7 @@ def test_bits_per_byte_stand_beside_the_scores_and_count_for_none_of_them(assemb
 
 
 def test_what_is_saved_is_over_the_control_paired_and_positive_when_it_is_less(assembled):
-    models = assembled()[0]["models"]
+    models = assembled().results["models"]
     value = {name: row["text"]["text"]["value"] for name, row in models.items()}
     found = models["mean"]["text_gain"]["text"]["control"]
     assert found["value"] == pytest.approx(value["base"] - value["mean"]) and found["value"] > 0
@@ -169,20 +170,21 @@ def test_what_is_saved_is_over_the_control_paired_and_positive_when_it_is_less(a
 
 
 def test_a_text_that_was_not_read_is_absent_and_the_score_stands(assembled):
-    results, scores = assembled(without="judge drawn@2 text")
+    found = assembled(without="judge drawn@2 text")
+    results, scores = found.results, found.scores
     drawn = results["models"]["drawn"]
     assert "text" not in drawn and "text_gain" not in drawn and "drawn" not in scores["text"]
     assert drawn["score"]["value"] and "drawn" in scores["test"]
 
 
 def test_the_record_is_written_with_the_bits(assembled, tmp_path):
-    results, scores = assembled()
+    written = assembled()
     (tmp_path / "run").mkdir()
     suite = suites.load(tmp_path / "suite.yaml")
     items = {"text": {"text": SimpleNamespace(counted={"dev": ["a"], "test": ["b"]})}}
-    record.write(tmp_path / "run", results, SimpleNamespace(suite=suite, items=items), scores)
+    record.write(tmp_path / "run", written, SimpleNamespace(suite=suite, items=items))
     found = runs.read_scores(tmp_path / "run", "drawn", "text")["text"]
-    assert np.allclose(found["bits"], scores["text"]["drawn"]["text"]["bits"])
+    assert np.allclose(found["bits"], written.scores["text"]["drawn"]["text"]["bits"])
     assert runs.read_scores(tmp_path / "run", "drawn").keys() == {"own"}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from harness import suite as suites
 from harness.errors import SuiteError, UsageError
+from harness.making import recipe_of
 from harness.schema import schema
 from harness.spec import Candidate
 
@@ -165,6 +166,17 @@ def test_all_problems_at_once_each_with_its_place(write):
         ),
         ("method: ties, base: base", "method: ties, base: [base]", "['base'] is not the name of a model"),
         ("measures: [pcc]", "measures: [[pcc]]", "unknown measure"),
+        ("measures: [pcc]", "measures: pcc", "measures is a list"),
+        ("measures: [pcc]", "measures: [cka]", "cka is measured on texts: add `texts:`"),
+        ("measures: [pcc]", "texts: pocket/nosy", "did you mean 'pocket/noisy'?"),
+        ("measures: [pcc]", "texts: gone.jsonl", "there is no file"),
+        ('models: ["ties[density=0.3]", a]', "pairs: [a]", "expected a list of at least two different models"),
+        ('models: ["ties[density=0.3]", a]', "pairs: [a, b, a]", "at least two different models"),
+        ('models: ["ties[density=0.3]", a]', "pairs: [a, b, bb]", "there is no model or candidate 'bb'"),
+        ('models: ["ties[density=0.3]", a]', "models: [a, b], pairs: [a, b]", "in the place of `models`"),
+        ("teachers: [a, b], corpus", "pairs: [a, b], corpus", "`pairs` is for methods that merge"),
+        ("t: 0.25}", "t: 0.25, tokenizer: bass}", "'tokenizer' is 'bass'; expected union, ties[density=0.3], a"),
+        ("t: 0.25}", "t: 0.25, tokenizer: base}", "'tokenizer' is 'base'"),
         ("lambda: {sweep: [0.1, 0.9]}", "lambda: .inf", "'lambda' is inf; expected a finite number"),
         ("pocket/noisy, lambda", "pocket/nosy, lambda", "did you mean 'pocket/noisy'?"),
         ("t: 0.25}", "t: 0.25, seeds: [1, 2]}", "slerp draws nothing at random"),
@@ -179,6 +191,28 @@ def test_all_problems_at_once_each_with_its_place(write):
 def test_what_is_said_of_a_bad_suite(write, old, new, said):
     assert old in GOOD
     assert said in problems(write, GOOD.replace(old, new, 1))
+
+
+def test_pairs_are_one_candidate_for_each_two_models_whose_sweeps_are_rows_of_their_own(write):
+    text = GOOD.replace('models: ["ties[density=0.3]", a], t: 0.25', "pairs: [a, b, skilled], t: {sweep: [0.25, 0.5]}")
+    models = suites.load(write(text)).models
+    found = {name: model.models for name, model in models.items() if name.startswith("again")}
+    two = {"a+b": ("a", "b"), "a+skilled": ("a", "skilled"), "b+skilled": ("b", "skilled")}
+    assert found == {f"again[{pair},t={t}]": parents for pair, parents in two.items() for t in (0.25, 0.5)}
+    assert models["again[a+b,t=0.5]"].row == models["again[a+b,t=0.25]"].row == "again[a+b]"
+    plain = suites.load(write(text.replace("{sweep: [0.25, 0.5]}", "0.5"))).models
+    assert plain["again[a+b]"].row == "again[a+b]" and not plain["again[a+b]"].sweep
+
+
+def test_an_unknown_model_of_pairs_is_said_once(write):
+    text = GOOD.replace('models: ["ties[density=0.3]", a]', "pairs: [a, b, bb]")
+    assert problems(write, text).count("'bb'") == 1
+
+
+def test_a_merge_may_say_whose_tokens_it_has(write):
+    models = suites.load(write(GOOD.replace("t: 0.25}", "t: 0.25, tokenizer: union}"))).models
+    assert recipe_of(models["again"], 1).tokenizer == {"source": "union"}
+    assert recipe_of(models["ties[density=0.3]"], 1).tokenizer is None
 
 
 def test_a_cycle_is_shown(write):

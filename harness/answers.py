@@ -1,0 +1,123 @@
+"""How models answered the items of a run, side by side: what kinship by behaviour is computed from.
+
+Where the suite has a dev split its items are taken, so that kinship and the gains reported on test share no item.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.kinship import MEASURES
+from fusion.kinship.behaviour import Answers
+from harness.described import replicates
+from harness.drive import Progress
+from harness.errors import UsageError
+from harness.plan import Plan
+from harness.store import Entry
+
+FILE = "answers.npz"
+
+Answered = tuple[tuple[str, ...], Answers]
+"""Models, and their answers in that order."""
+
+
+def collect(plan: Plan, progress: Progress) -> Answered | None:
+    """(models, their answers) of every model of the suite that answered all items; None where fewer than two did.
+
+    Replicates of a model are averaged. Items whose score is no share from 0 to 1 say nothing of right and wrong and are
+    left out.
+    """
+    split = "dev" if plan.suite.dev_share else "test"
+    found = {
+        name: _records(plan, progress, replicates(name, model), split) for name, model in plan.suite.models.items()
+    }
+    complete = {name: records for name, records in found.items() if records}
+    if len(complete) < 2:
+        return None
+    models = list(complete.values())
+    judged = [all(0 <= one["score"] <= 1 for model in models for one in model[item]) for item in range(len(models[0]))]
+    if not any(judged):
+        return None
+    return tuple(complete), _side_by_side([[r for r, good in zip(m, judged, strict=True) if good] for m in models])
+
+
+def _records(plan: Plan, progress: Progress, names: Sequence[str], split: str) -> list[list[Mapping[str, Any]]] | None:
+    """Of every item of the suite the judged records, one a replicate; None where one is missing."""
+    records: list[list[Mapping[str, Any]]] = []
+    for group in (group for group in plan.suite.groups if group.text is None):
+        for task in plan.facts.groups[group.name]:
+            items = plan.items[group.name][task]
+            by_replicate = []
+            for name in names:
+                by_id: dict[str, Mapping[str, Any]] = {}
+                for block in (block for block in items.blocks if block.split == split):
+                    entry = progress.done.get(f"judge {name} {group.name}/{block.name}")
+                    if entry is None:
+                        return None
+                    by_id.update(zip(block.ids, _read(entry), strict=True))
+                by_replicate.append(by_id)
+            records += [[by_id[item] for by_id in by_replicate] for item in items.counted[split]]
+    return records
+
+
+def _read(entry: Entry) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((entry.path / "scores.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _side_by_side(models: Sequence[list[list[Mapping[str, Any]]]]) -> Answers:
+    first = [records[0].get("choices") for records in models[0]]
+    options = np.array([len(choices["p"]) if choices else 0 for choices in first])
+    correct = np.array([choices["correct"] if choices else -1 for choices in first])
+    right = np.array([[np.mean([one["score"] for one in records]) for records in model] for model in models])
+    probs = np.zeros((len(models), len(options), max(options, default=0)), np.float32)
+    for i, model in enumerate(models):
+        for j in np.flatnonzero(options):
+            probs[i, j, : options[j]] = np.mean([one["choices"]["p"] for one in model[j]], axis=0)
+    return Answers(right=right, probs=probs if probs.size else None, options=options, correct=correct)
+
+
+def write(run_dir: Path, names: Sequence[str], found: Answers) -> None:
+    """Keep the answers in a run folder."""
+    probs = found.probs if found.probs is not None else np.zeros((len(names), len(found.options), 0), np.float32)
+    with (run_dir / FILE).open("wb") as file:
+        np.savez_compressed(
+            file, names=np.array(names), right=found.right, probs=probs, options=found.options, correct=found.correct
+        )
+
+
+def answers(run_dir: Path, names: Sequence[str]) -> Answers:
+    """The answers of some models of a run. Raises UsageError where the run has none of one."""
+    path = run_dir / FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{run_dir} keeps no answers of its models: give its `run` command again, it scores what is not scored yet"
+        )
+    with np.load(path) as kept:
+        known = kept["names"].tolist()
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise UsageError(
+                f"{run_dir.name} has no answers of {', '.join(missing)}: they are no models of it, or it did not score "
+                f"all their items; it has {', '.join(known)}"
+            )
+        at = [known.index(name) for name in names]
+        probs = kept["probs"][at]
+        return Answers(
+            right=kept["right"][at],
+            probs=probs if probs.size else None,
+            options=kept["options"],
+            correct=kept["correct"],
+        )
+
+
+def pairs(names: Sequence[str], found: Answers, measures: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each two models: {"a", "b", measure: value or None}."""
+    return [
+        {"a": names[i], "b": names[j], **{measure: MEASURES[measure].value(found, i, j) for measure in measures}}
+        for i, j in combinations(range(len(names)), 2)
+    ]
