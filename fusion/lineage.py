@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion.checkpoint import Source, check_finite
+from fusion.checkpoint import Checkpoint, Source, check_finite
 from fusion.errors import LineageError
 from fusion.layout import layers_of
 
@@ -80,7 +80,7 @@ def lineage(model: Source, base: Source) -> Lineage:
     for name in same:
         if len(base.shape(name)) < 2 or not base.dtype(name).is_floating_point:
             continue
-        a, b = (_sample(source.tensor(name), name, source) for source in (model, base))
+        a, b = (_sample(source, name) for source in (model, base))
         lengths = float(a.norm() * b.norm())
         cosines[name] = float(a @ b) / lengths if lengths else float(torch.equal(a, b))
         scale = max(1, _numel(base.shape(name))) / max(1, b.numel())
@@ -152,12 +152,17 @@ def nearest(found: Mapping[str, Lineage]) -> str | None:
     return best[0] if best and found[best[0]].kin else None
 
 
-def _sample(tensor: Tensor, name: str, source: Source) -> Tensor:
+def _sample(source: Source, name: str) -> Tensor:
     """Evenly spread pieces of a tensor, in float64: read where they lie, so that large models cost little."""
-    flat = tensor.reshape(-1)
-    step = flat.numel() // PIECES
-    if step > PIECE:
-        flat = torch.cat([flat[i * step : i * step + PIECE] for i in range(PIECES)])
+    count = _numel(source.shape(name))
+    step = count // PIECES
+    spans = [(i * step, i * step + PIECE) for i in range(PIECES)] if step > PIECE else [(0, count)]
+    if isinstance(source, Checkpoint) and count:
+        # A mapped page brings its neighbours into memory, and they would stay.
+        flat = torch.cat([piece for start, stop in spans for piece in source.blocks(name, start, stop, PIECE * PIECES)])
+    else:
+        whole = source.tensor(name).reshape(-1)
+        flat = torch.cat([whole[start:stop] for start, stop in spans])
     check_finite(flat, name, str(source.donor))
     return flat.double()
 

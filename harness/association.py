@@ -228,7 +228,7 @@ def permutation_p(matrix: Array, halves: Sequence[Half], made_of: Bools, strata:
         apart = share - basis @ (basis.T @ share)
         spread = np.einsum("bp,bp->b", permuted @ (apart.T @ apart), permuted)[:, None]
         outcome = np.stack([scaled(one) for one in y], axis=1)
-        pass
+        outcome = outcome - basis @ (basis.T @ outcome)
         size = np.sqrt(spread.clip(0) * (outcome**2).sum(axis=0))
         least = TINY * max(1.0, float(size.max()))
         statistic = statistic + np.divide(

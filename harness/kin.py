@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fusion import lineage
 from fusion.checkpoint import Source, read_config
 from fusion.errors import LineageError
-from fusion.kinship import MEASURES
+from fusion.kinship import DEFAULT, MEASURES
 from fusion.kinship.weights import kinship, misfits, summary
 from fusion.lineage import Lineage
 from fusion.modelref import Folder, ModelRef, open_ref, to_json, with_pickles
@@ -26,8 +26,8 @@ Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 
 # What is measured where nothing is asked for: of the weights, of a run's records, of texts.
-OF_WEIGHTS = ("pcc", "cosine", "euclidean", "relative_euclidean", "sign_agreement")
-OF_RECORDS = ("capa",)
+OF_WEIGHTS = tuple(name for name in DEFAULT if MEASURES[name].needs == "weights")
+OF_RECORDS = tuple(name for name in DEFAULT if MEASURES[name].needs == "records")
 OF_TEXTS = ("cka",)
 SEED = 0  # of the continuations that models are asked for
 DOCUMENT = '{"text": ...} or {"prompt": ..., "answer": ...}'
@@ -247,9 +247,13 @@ def _by_texts(
     texts: Path, refs: Mapping[str, ModelRef], measures: Sequence[str], by_layer: bool, progress: Progress
 ) -> list[Row]:
     """The pairs by what the models make of documents; what they made of them is not kept."""
+    import transformers
+
     from fusion.corpus import read_jsonl
     from fusion.kinship import probe
 
+    # Ours is the one progress to be seen.
+    transformers.utils.logging.disable_progress_bar()
     documents = read_jsonl(texts)
     with tempfile.TemporaryDirectory(prefix="fuse-bench-kinship-") as folder:
         models = {name: folder_of(ref, Path(folder, f"model-{i}")) for i, (name, ref) in enumerate(refs.items())}

@@ -83,6 +83,8 @@ def item_test(
     over the draws, which lets all texts' draws serve as one null distribution: p-values down to
     1 / (draws * texts + 1). Of graphs that are two draws of one, p <= .05 comes out for 3 to 5 % of the texts. Kernels
     of related models have more in common than two draws have: for them the test errs on the side of "not moved".
+    Texts that did not move themselves shift with neighbours that did: in simulations with 60 to 200 texts they were 2
+    to 17 % of those with q <= .05.
     """
     n, d = len(first), dimensions(first, second)
     moved = _moved(first, second, d)

@@ -200,7 +200,7 @@ def _comparable(sources: Mapping[str, Source], common: bool) -> tuple[dict[str, 
     try:
         check_same(sources)
     except MismatchError as error:
-        raise MismatchError(f"{error}; or compare only what all of them have (--common)") from None
+        raise MismatchError(f"{error};\nor compare only what all of them have (--common)") from None
     return dict(sources), None
 
 

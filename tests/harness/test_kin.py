@@ -61,7 +61,7 @@ def test_the_document_is_contract_6_with_what_it_rests_on(folder: Path) -> None:
     found = measured("math", "code", "chat")
     assert {"base", "models", "measures", "lineage", "pairs", "summary"} == set(found)
     assert (found["base"], found["models"]) == ("base", ["math", "code", "chat"])
-    assert list(found["measures"]) == ["pcc", "cosine", "euclidean", "relative_euclidean", "sign_agreement"]
+    assert list(found["measures"]) == ["pcc", "cosine", "euclidean", "relative_euclidean", "norm_ratio"]
     assert [(row["a"], row["b"]) for row in found["pairs"]] == list(combinations(found["models"], 2))
     deltas = [torch.cat([0.1 * t.ravel() for t in tensors(seed).values()]).double() for seed in (1, 2)]
     cosine = float(torch.nn.functional.cosine_similarity(*deltas, dim=0))
