@@ -18,8 +18,8 @@ import numpy as np
 
 from harness import association, relation, stats
 from harness.halves import halve
+from harness.merges import HEADLINE, Merges, Row, fold_of, known_pairs, merges_of
 from harness.stats import Difference, Scores
-from harness.world import HEADLINE, Row, World, fold_of, known_pairs, world_of
 
 Pairs = Mapping[str, Mapping[tuple[str, str], float]]
 
@@ -155,25 +155,25 @@ def kinship_vs_gain(
     """
     measures = list(dict.fromkeys(measure for row in rows for measure in row.get("kinship") or {}))
     known = known_pairs(rows, measures, pairs or {})
-    world = world_of(rows, measures, known, halve(test) if test else None, test is not None)
-    found = relation.leaves(world, measures, list(world.y))
+    merges = merges_of(rows, measures, known, halve(test) if test else None, test is not None)
+    found = relation.leaves(merges, measures, list(merges.y))
     table: dict[str, dict[str, Any]] = {measure: {} for measure in measures}
     for (measure, (key, kind)), leaf in found.items():
         table[measure].setdefault(key, {})[kind] = leaf
     for measure in measures:
         if "pearson" in found[measure, HEADLINE]:
-            found[measure, HEADLINE].update(relation.line(world, measure, HEADLINE))
+            found[measure, HEADLINE].update(relation.line(merges, measure, HEADLINE))
     _add_q([found[measure, HEADLINE] for measure in measures])
     return {
-        "unit": world.unit,
-        "models": len(world.units),
+        "unit": merges.unit,
+        "models": len(merges.units),
         "measures": table,
-        "methods": _by_method(world, rows, measures),
+        "methods": _by_method(merges, rows, measures),
         "atpd": _atpd(measures, known, test or {}),
-        "predictor": {measure: _predictor(world, measure, fold_of(rows)) for measure in measures},
+        "predictor": {measure: _predictor(merges, measure, fold_of(rows)) for measure in measures},
         "draws": association.DRAWS,
         "permutations": association.PERMUTATIONS,
-        "says": _says(measures, found, world.unit, gain),
+        "says": _says(measures, found, merges.unit, gain),
     }
 
 
@@ -184,7 +184,7 @@ def _add_q(leaves: Sequence[dict[str, Any]]) -> None:
         entry["q"] = q
 
 
-def _by_method(world: World, rows: Sequence[Row], measures: Sequence[str]) -> dict[str, Any]:
+def _by_method(merges: Merges, rows: Sequence[Row], measures: Sequence[str]) -> dict[str, Any]:
     """The headline of every method by itself, where there are several."""
     methods = [row.get("method") for row in rows]
     found: dict[str, Any] = {}
@@ -192,7 +192,7 @@ def _by_method(world: World, rows: Sequence[Row], measures: Sequence[str]) -> di
         mine = np.array([other == method for other in methods], dtype=bool)
         if mine.all() or mine.sum() < relation.ROWS_FOR_R:
             continue
-        of = relation.leaves(world, measures, [HEADLINE, ("best", "absolute")], mine)
+        of = relation.leaves(merges, measures, [HEADLINE, ("best", "absolute")], mine)
         found[str(method)] = {
             measure: {kind: of[measure, ("best", kind)] for kind in ("signed", "absolute")} for measure in measures
         }
@@ -219,9 +219,9 @@ def _atpd(
     ]
     if not rows:
         return {}
-    world = world_of(rows, measures, pairs, None, False)
-    world = world._replace(uncontrolled=None, words=("pairs of models", "difference by task"))
-    return {measure: leaf for (measure, _), leaf in relation.leaves(world, measures, [HEADLINE]).items()}
+    merges = merges_of(rows, measures, pairs, None, False)
+    merges = merges._replace(uncontrolled=None, words=("pairs of models", "difference by task"))
+    return {measure: leaf for (measure, _), leaf in relation.leaves(merges, measures, [HEADLINE]).items()}
 
 
 def _by_task(scores: Scores) -> stats.Array:
@@ -232,8 +232,8 @@ def _by_task(scores: Scores) -> stats.Array:
 # ------------------------------------------------------------------------------------------------------- what it says
 
 
-def _predictor(world: World, measure: str, left_out: str) -> dict[str, Any]:
-    found = relation.predictor(world, measure, HEADLINE, left_out)
+def _predictor(merges: Merges, measure: str, left_out: str) -> dict[str, Any]:
+    found = relation.predictor(merges, measure, HEADLINE, left_out)
     return {**found, "says": _predictor_says(measure, found)} if "fall" in found else found
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from fusion.kinship import MEASURES
 from fusion.params import did_you_mean
 from harness.errors import UsageError
+from harness.merges import GIVEN
 from harness.relate import kinship_vs_gain
-from harness.world import GIVEN
 
 Row = Mapping[str, Any]
 PREFIX = "kinship:"

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.association import Array, Bools, Coefficients, Half, Ints, fitted, needed, of_rows, related, without
+from harness.merges import Control, Merges, Outcome, PairValues
 from harness.prediction import prediction
-from harness.world import Control, Outcome, PairValues, World
 
 ROWS_FOR_R = 3
 UNITS_FOR_P = 8
@@ -16,9 +16,9 @@ KINDS = ("pearson", "spearman")
 
 
 class _Part(NamedTuple):
-    """Those rows of a world that are looked at together, and the units that they have."""
+    """Those rows of a merges that are looked at together, and the units that they have."""
 
-    world: World
+    merges: Merges
     rows: Bools
     names: list[str]
     units: list[str]
@@ -36,17 +36,17 @@ class _Estimates(NamedTuple):
 Leaves = dict[tuple[str, Outcome], dict[str, Any]]
 
 
-def leaves(world: World, measures: Sequence[str], outcomes: Sequence[Outcome], rows: Bools | None = None) -> Leaves:
+def leaves(merges: Merges, measures: Sequence[str], outcomes: Sequence[Outcome], rows: Bools | None = None) -> Leaves:
     """The relation of each measure with each outcome over those `rows` (all by default) where both are known.
 
     A leaf is {"n", "models", "pearson", "spearman", "partial", "partial_rank", "influential", "influential_model",
     "needed", "left_out", "reason"} as far as they are defined; a coefficient is {"value", "low", "high", "p"}, and that
     of "partial" has "given", "halves", "n", "influential" and "reason", too. "left_out": rows alone in their method.
     """
-    rows = np.ones(len(world.names), dtype=bool) if rows is None else rows
-    partial = _partials(world, measures, outcomes, rows)
+    rows = np.ones(len(merges.names), dtype=bool) if rows is None else rows
+    partial = _partials(merges, measures, outcomes, rows)
     found: Leaves = {}
-    for part, xs, ys, left_out in _alike(world, measures, outcomes, world.y, rows):
+    for part, xs, ys, left_out in _alike(merges, measures, outcomes, merges.y, rows):
         for key, leaf in _together(part, xs, ys).items():
             found[key] = leaf | (partial.get(key, {}) if "pearson" in leaf else {})
             if left_out:
@@ -55,14 +55,14 @@ def leaves(world: World, measures: Sequence[str], outcomes: Sequence[Outcome], r
 
 
 def _alike(
-    world: World, measures: Sequence[str], outcomes: Sequence[Outcome], y: Mapping[Outcome, Array], rows: Bools
+    merges: Merges, measures: Sequence[str], outcomes: Sequence[Outcome], y: Mapping[Outcome, Array], rows: Bools
 ) -> Iterator[tuple[_Part, list[str], list[Outcome], int]]:
     """Measures and outcomes that are known for the same rows, the rows, and how many are alone in their method."""
-    for xs, known_x in _by_rows(measures, world.x):
+    for xs, known_x in _by_rows(measures, merges.x):
         for ys, known_y in _by_rows(outcomes, y):
             known = rows & known_x & known_y
-            kept = known & _comparable(world.strata, known)
-            yield _part(world, kept), xs, ys, int(known.sum() - kept.sum())
+            kept = known & _comparable(merges.strata, known)
+            yield _part(merges, kept), xs, ys, int(known.sum() - kept.sum())
 
 
 def _by_rows(keys: Sequence[Any], values: Mapping[Any, Array]) -> list[tuple[list[Any], Bools]]:
@@ -80,11 +80,11 @@ def _comparable(strata: Ints, rows: Bools) -> Bools:
     return ~alone
 
 
-def _part(world: World, rows: Bools) -> _Part:
-    used = np.any(world.made_of[rows], axis=0)
-    units = [name for name, here in zip(world.units, used, strict=True) if here]
-    names = [name for name, here in zip(world.names, rows, strict=True) if here]
-    return _Part(world, rows, names, units, world.made_of[rows][:, used], world.strata[rows])
+def _part(merges: Merges, rows: Bools) -> _Part:
+    used = np.any(merges.made_of[rows], axis=0)
+    units = [name for name, here in zip(merges.units, used, strict=True) if here]
+    names = [name for name, here in zip(merges.names, rows, strict=True) if here]
+    return _Part(merges, rows, names, units, merges.made_of[rows][:, used], merges.strata[rows])
 
 
 def _taken(part: _Part, values: Mapping[Any, Array], keys: Sequence[Any]) -> Array:
@@ -98,10 +98,10 @@ def _together(part: _Part, measures: list[str], outcomes: list[Outcome]) -> Leav
     n, units = len(part.names), len(part.units)
     start: dict[str, Any] = {"n": n, "models": units}
     if n < ROWS_FOR_R:
-        rows, gain = part.world.words
+        rows, gain = part.merges.words
         reason = f"{n} {rows} with this kinship and {gain}; a correlation needs {ROWS_FOR_R}"
         return {(measure, outcome): {**start, "reason": reason} for measure in measures for outcome in outcomes}
-    x, y = _taken(part, part.world.x, measures), _taken(part, part.world.y, outcomes)
+    x, y = _taken(part, part.merges.x, measures), _taken(part, part.merges.y, outcomes)
     halves = [Half(y, np.empty((0, n)), np.empty((0, units, units)))]
     estimates = _estimated(part, measures, halves)
     rowwise = without(x, halves, part.strata, np.eye(n, dtype=bool))
@@ -114,14 +114,14 @@ def _together(part: _Part, measures: list[str], outcomes: list[Outcome]) -> Leav
                 r = leaf["pearson"]["value"]
                 leaf |= {"needed": count} if (count := needed(r)) is not None else {}
                 leaf |= _influential("influential", r, part.names, rowwise[:, i, j])
-                if part.world.unit != "row":
-                    leaf |= _influential(f"influential_{part.world.unit}", r, part.units, unitwise[:, i, j])
+                if part.merges.unit != "row":
+                    leaf |= _influential(f"influential_{part.merges.unit}", r, part.units, unitwise[:, i, j])
             found[measure, outcome] = leaf
     return found
 
 
 def _constant(x: Array, y: Array, part: _Part) -> str:
-    rows, gain = part.world.words
+    rows, gain = part.merges.words
     for name, values in (("kinship", x), (gain, y)):
         if np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())):
             return f"the {name} is the same for all {len(x)} {rows}"
@@ -129,7 +129,7 @@ def _constant(x: Array, y: Array, part: _Part) -> str:
 
 
 def _estimated(part: _Part, measures: list[str], halves: list[Half], rigid: str | None = None) -> _Estimates:
-    x = _taken(part, part.world.x, measures)
+    x = _taken(part, part.merges.x, measures)
     labelled = [_labelled(part, measure, x[i]) if rigid is None else rigid for i, measure in enumerate(measures)]
     matrices = [None if isinstance(one, str) else one for one in labelled]
     return _Estimates(
@@ -142,9 +142,9 @@ def _labelled(part: _Part, measure: str, x: Array) -> Array | str:
     """Kinship of all pairs of units, or why their labels cannot be permuted."""
     if len(part.units) < UNITS_FOR_P:
         return f"{_units(part)}, {UNITS_FOR_P} needed"
-    if part.world.rigid is not None:
-        return part.world.rigid
-    found = _square(part, part.world.pairs.get(measure, {}), f"the {measure}")
+    if part.merges.rigid is not None:
+        return part.merges.rigid
+    found = _square(part, part.merges.pairs.get(measure, {}), f"the {measure}")
     if isinstance(found, str):
         return found
     apart = np.abs(of_rows(found[0], part.made_of) - x) > 1e-6 * max(1.0, float(np.abs(x).max()))
@@ -155,7 +155,7 @@ def _labelled(part: _Part, measure: str, x: Array) -> Array | str:
 
 def _square(part: _Part, values: PairValues, what: str) -> Array | str:
     """Values of all pairs of units as (values, units, units), NaN where two are no pair; or which are missing."""
-    alone = part.world.unit != "model"
+    alone = part.merges.unit != "model"
     pairs = [(a, b) for i, a in enumerate(part.units) for b in part.units[i:] if (a == b) == alone]
     missing = [" and ".join(dict.fromkeys(pair)) for pair in pairs if pair not in values]
     if missing:
@@ -167,16 +167,16 @@ def _square(part: _Part, values: PairValues, what: str) -> Array | str:
     return found
 
 
-def _partials(world: World, measures: Sequence[str], outcomes: Sequence[Outcome], rows: Bools) -> Leaves:
-    """{"partial", "partial_rank"} by measure and outcome: correlations given what the world controls for."""
-    control = world.control
+def _partials(merges: Merges, measures: Sequence[str], outcomes: Sequence[Outcome], rows: Bools) -> Leaves:
+    """{"partial", "partial_rank"} by measure and outcome: correlations given what the merges controls for."""
+    control = merges.control
     if control is None:
-        absent = {} if world.uncontrolled is None else {"partial": {"reason": world.uncontrolled}}
+        absent = {} if merges.uncontrolled is None else {"partial": {"reason": merges.uncontrolled}}
         return {(measure, outcome): absent for measure in measures for outcome in outcomes}
     unknown = np.sum([z.sum(axis=0) for z in control.z], axis=0) * 0.0  # NaN where a covariate is
     known = {outcome: np.sum([y[outcome] for y in control.y], axis=0) + unknown for outcome in outcomes}
     found: Leaves = {}
-    for part, xs, ys, _ in _alike(world, measures, outcomes, known, rows):
+    for part, xs, ys, _ in _alike(merges, measures, outcomes, known, rows):
         start = {"given": control.given, "halves": len(control.z) > 1, "n": len(part.names)}
         if len(part.names) < ROWS_FOR_R:
             reason = f"{len(part.names)} candidates whose parents' scores are known"
@@ -184,7 +184,7 @@ def _partials(world: World, measures: Sequence[str], outcomes: Sequence[Outcome]
             continue
         halves, missing = _halves(part, control, ys)
         estimates = _estimated(part, xs, halves, missing)
-        rowwise = without(_taken(part, world.x, xs), halves, part.strata, np.eye(len(part.names), dtype=bool))
+        rowwise = without(_taken(part, merges.x, xs), halves, part.strata, np.eye(len(part.names), dtype=bool))
         reason = f"nothing is left to relate, given {' and '.join(control.given)}"
         for i, measure in enumerate(xs):
             for j, outcome in enumerate(ys):
@@ -224,7 +224,7 @@ def _entry(found: _Estimates, part: _Part, i: int, j: int, undefined: str) -> di
 
 
 def _units(part: _Part) -> str:
-    return f"{len(part.units)} independent {part.world.unit}{'' if len(part.units) == 1 else 's'}"
+    return f"{len(part.units)} independent {part.merges.unit}{'' if len(part.units) == 1 else 's'}"
 
 
 def _influential(key: str, r: float, names: list[str], without_one: Array) -> dict[str, dict[str, Any]]:
@@ -239,11 +239,11 @@ def _influential(key: str, r: float, names: list[str], without_one: Array) -> di
 # -------------------------------------------------------------------------------------------------- line and prediction
 
 
-def line(world: World, measure: str, outcome: Outcome) -> dict[str, Any]:
+def line(merges: Merges, measure: str, outcome: Outcome) -> dict[str, Any]:
     """{"line": {"slope", "intercept"}, "band": [[x, low, high]]} of gain on kinship; no band without an interval."""
-    known = np.isfinite(world.x[measure]) & np.isfinite(world.y[outcome])
-    part = _part(world, known & _comparable(world.strata, known))
-    x, y = world.x[measure][part.rows], world.y[outcome][part.rows]
+    known = np.isfinite(merges.x[measure]) & np.isfinite(merges.y[outcome])
+    part = _part(merges, known & _comparable(merges.strata, known))
+    x, y = merges.x[measure][part.rows], merges.y[outcome][part.rows]
     at = np.linspace(x.min(), x.max(), BAND_POINTS)
     slope, intercept, low, high = fitted(x, y, part.made_of, part.strata, at)
     found: dict[str, Any] = {"line": {"slope": slope, "intercept": intercept}}
@@ -252,20 +252,20 @@ def line(world: World, measure: str, outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def predictor(world: World, measure: str, outcome: Outcome, left_out: str) -> dict[str, Any]:
+def predictor(merges: Merges, measure: str, outcome: Outcome, left_out: str) -> dict[str, Any]:
     """Whether kinship lowers the error of a predicted gain: {"without", "with", "fall", ...}, or why not known."""
-    control = world.control
+    control = merges.control
     if control is None:
-        return {"reason": world.uncontrolled or "the parents' scores are not known"}
-    known = np.isfinite(world.x[measure])
+        return {"reason": merges.uncontrolled or "the parents' scores are not known"}
+    known = np.isfinite(merges.x[measure])
     for z, y in zip(control.z, control.y, strict=True):
         known = known & np.isfinite(z).all(axis=0) & np.isfinite(y[outcome])
     halves = [
         Half(y[outcome][None, known], z[:, known], np.empty((0, 0, 0)))
         for z, y in zip(control.z, control.y, strict=True)
     ]
-    folds = world.folds[known]
-    found = prediction(world.x[measure][known], halves, folds[:, folds.any(axis=0)], world.strata[known])
+    folds = merges.folds[known]
+    found = prediction(merges.x[measure][known], halves, folds[:, folds.any(axis=0)], merges.strata[known])
     if found is None:
         return {"reason": f"{int(known.sum())} candidates are too few to leave out one {left_out} and predict it"}
     entry: dict[str, Any] = {"left_out": left_out, "given": control.given, "halves": len(halves) > 1}

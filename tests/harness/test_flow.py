@@ -41,7 +41,7 @@ def test_results_hold_what_the_contract_names(world):
         assert model["cost"]["evaluate_s"] > 0 and model["cost"]["peak_rss_mb"] > 0
     assert {m["kind"] for m in results["models"].values()} == {"trained", "merged", "fused", "routed"}
     ties = results["models"]["ties[density=0.3]"]
-    assert set(ties["gain"]) == {"best", "mean", "base"}
+    assert set(ties["gain"]) == {"best", "mean", "base", "retention", "worst"}
     assert {"value", "low", "high", "p", "against"} <= set(ties["gain"]["best"])
     assert list(ties["kinship"]) == list(DEFAULT), "of two parents with weights and answers every default is known"
     assert list(results["models"]["fused"]["kinship"]) == ["capa"], "other architectures have no task vectors"

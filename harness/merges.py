@@ -30,7 +30,7 @@ class Control(NamedTuple):
     pairs: list[PairValues]
 
 
-class World(NamedTuple):
+class Merges(NamedTuple):
     """Merges with their kinship x and gains y, (rows,) each, NaN where unknown.
 
     unit: what is independent: "model", "lineage" or "row". folds: (rows, groups) that a prediction leaves out together.
@@ -53,10 +53,10 @@ class World(NamedTuple):
     words: tuple[str, str] = ("candidates", "gain")
 
 
-def world_of(
+def merges_of(
     rows: Sequence[Row], measures: Sequence[str], pairs: Mapping[str, PairValues], halves: Halves | None, tested: bool
-) -> World:
-    """The world of relate.kinship_vs_gain's rows and pairs. tested: scores by item are known, in halves or not."""
+) -> Merges:
+    """The merges of relate.kinship_vs_gain's rows and pairs. tested: scores by item are known, in halves or not."""
     names = [str(row["name"]) for row in rows]
     lineage = {str(row["name"]): [str(parent) for parent in row.get("parents") or ()] for row in rows}
     unit = unit_of(rows)
@@ -69,7 +69,7 @@ def world_of(
     methods = list(dict.fromkeys(row.get("method") for row in rows))
     y = {outcome: _column(rows, outcome) for outcome in _outcomes(rows)}
     control, uncontrolled = _control(rows, list(y), pairs, halves, tested)
-    return World(
+    return Merges(
         names=names,
         strata=np.array([methods.index(row.get("method")) for row in rows], dtype=np.int64),
         unit=unit,
