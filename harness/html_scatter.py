@@ -74,14 +74,15 @@ def kinship_section(found: Board) -> str:
     if not found.says:
         return ""
     relation = found.results.get("kinship_vs_gain") or {}
-    measures, foretold = relation.get("measures") or {}, relation.get("predictor") or {}
+    measures, foretold, kin = (relation.get(key) or {} for key in ("measures", "predictor", "kin"))
     drawn = {measure: _points(found, measure) for measure in measures}
     drawn = {measure: those for measure, those in drawn.items() if len(those) > 1}
     methods = list(dict.fromkeys(_method(point.row) for those in drawn.values() for point in those))
     parts = [f'<p class="lead">{escape(found.says)}</p>', _keys(methods) if drawn else ""]
     for place, (measure, those) in enumerate(drawn.items()):
         leaf = _leaf(measures[measure], "best", "signed")
-        figure = _figure(measure, those, leaf, methods, foretold.get(measure) or {}, named=place == 0)
+        beside = _numbers(leaf, foretold.get(measure) or {}, (kin.get(measure) or {}).get("signed"))
+        figure = f'<div class="fit">{_plot(measure, those, leaf, methods, named=place == 0)}{beside}</div>'
         if place == 0:
             parts.append(figure)
         else:
@@ -96,7 +97,7 @@ def kinship_section(found: Board) -> str:
 
 def _points(found: Board, measure: str) -> list[_Point]:
     these = []
-    for row in found.rows:
+    for row in (row for row in found.rows if row.kind == "merged"):
         x, y = row.number("kinship", measure, "mean"), row.number("gain", "best", "value")
         if x is not None and y is not None:
             low, high = row.number("gain", "best", "low"), row.number("gain", "best", "high")
@@ -110,10 +111,8 @@ def _method(row: Row) -> str:
     return plain(row.entry.get("method") or row.kind)
 
 
-def _figure(
-    measure: str, those: Sequence[_Point], leaf: Any, methods: Sequence[str], foretold: Any, named: bool
-) -> str:
-    """The plot with its numbers beside it; `named`: every marker says which candidate it is."""
+def _plot(measure: str, those: Sequence[_Point], leaf: Any, methods: Sequence[str], named: bool) -> str:
+    """The scatter with its fit; `named`: every marker says which candidate it is."""
     axes = _axes(those)
     parts = [*_frame(axes, measure), *_fit(axes, leaf, [p.x for p in those])]
     spans = "".join(f"M{axes.x(p.x):.0f} {axes.y(p.low):.0f}V{axes.y(p.high):.0f}" for p in those)
@@ -127,8 +126,7 @@ def _figure(
     parts += [_name(axes, point, measure) for point in those] if named else []
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     label = f"{escape(measure)} of the parents against gain over the best parent, {len(those)} candidates"
-    plot = f'<svg {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    return f'<div class="fit">{plot}{_numbers(leaf, foretold)}</div>'
+    return f'<svg {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _axes(those: Sequence[_Point]) -> _Axes:
@@ -225,7 +223,7 @@ def _share(value: float, low: float, high: float) -> float:
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 
-def _numbers(leaf: Any, foretold: Any) -> str:
+def _numbers(leaf: Any, foretold: Any, kin: Any) -> str:
     """What stands beside a plot: the coefficients, what they lean on, and whether kinship foretells anything."""
     partial = leaf.get("partial") or {}
     given = f"given {' and '.join(map(plain, partial['given']))}" if partial.get("given") else "partial r"
@@ -234,6 +232,7 @@ def _numbers(leaf: Any, foretold: Any) -> str:
         ("r", _coefficient(leaf, "pearson")),
         ("by rank", _coefficient(leaf, "spearman")),
         (given, _coefficient(leaf, "partial")),
+        ("kin alone", _coefficient(kin, "pearson") if kin else ""),
         ("leaning on", _influence(leaf.get("influential"))),
         ("and on model", _influence(leaf.get("influential_model"))),
         ("needed", f"{count:,.0f} independent candidates for 80&nbsp;% power at this r" if count is not None else ""),

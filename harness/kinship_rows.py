@@ -90,6 +90,13 @@ def of_candidate(plan: Plan, progress: Progress, name: str, found: Mapping[str, 
     return {**row, **({"kinship_status": "; ".join(why)} if why else {})}
 
 
+def are_kin(plan: Plan, name: str, found: Mapping[str, Any]) -> bool:
+    """Whether no parent of a candidate is known to be a stranger to its base."""
+    related = plan.kinship.get(name)
+    lineage = found.get("weights", {}).get(related.base, {}).get("lineage", {}) if related is not None else {}
+    return related is None or all(lineage[parent]["kin"] for parent in related.models if parent in lineage)
+
+
 def _rows(found: Mapping[str, Any], needs: str, related: Related) -> Sequence[Row]:
     if needs != "weights":
         rows: Sequence[Row] = found.get(needs, ())

@@ -69,7 +69,11 @@ def assemble(plan: Plan, progress: Progress) -> Record:
         models[name] = row
     _choose(models)
     add_clean(models, plan, progress, scores["test"])
-    rows = [{"name": n, **row} for n, row in models.items() if row["kind"] == "merged"]
+    rows = [
+        {"name": name, "kin": kinship_rows.are_kin(plan, name, kinship), **row}
+        for name, row in models.items()
+        if row["kind"] == "merged"
+    ]
     pairs = kinship_rows.by_measure(plan, kinship)
     results = {
         "schema": SCHEMA,

@@ -146,9 +146,12 @@ def kinship_vs_gain(
     measure; the pairs that are rows are known anyway. test: scores of all models by item, for the halves. gain: what
     the headline is, in words.
 
+    A row may have "kin": false, where a parent is no kin of the base. Strangers are as unlike by any measure as models
+    can be, and their merges fail: both are known without kinship, so "kin" has the headline without them.
+
     Returns {"unit", "models", "measures": {measure: {gain: {"signed", "absolute"}}}, "methods": {method: {measure:
-    {"signed", "absolute"}}} of the headline gain, "atpd": {measure: leaf}, "predictor": {measure: ...}, "draws",
-    "permutations", "says"}, leaves as relation.leaves has them.
+    {"signed", "absolute"}}} of the headline gain, "kin": {measure: {"signed", "absolute"}}, "atpd": {measure: leaf},
+    "predictor": {measure: ...}, "draws", "permutations", "says"}, leaves as relation.leaves has them.
 
     Gains and kinship of several methods are deviations from their method's mean: a method that gains more on every
     pair, or was tried on other pairs, then makes no relation. A row that is alone in its method says nothing.
@@ -164,16 +167,18 @@ def kinship_vs_gain(
         if "pearson" in found[measure, HEADLINE]:
             found[measure, HEADLINE].update(relation.line(merges, measure, HEADLINE))
     _add_q([found[measure, HEADLINE] for measure in measures])
+    kin = _part(merges, measures, [row.get("kin") is not False for row in rows])
     return {
         "unit": merges.unit,
         "models": len(merges.units),
         "measures": table,
         "methods": _by_method(merges, rows, measures),
+        **({"kin": kin} if kin else {}),
         "atpd": _atpd(measures, known, test or {}),
         "predictor": {measure: _predictor(merges, measure, fold_of(rows)) for measure in measures},
         "draws": association.DRAWS,
         "permutations": association.PERMUTATIONS,
-        "says": _says(measures, found, merges.unit, gain),
+        "says": _says(measures, found, merges.unit, gain) + _says_of_kin(measures, kin),
     }
 
 
@@ -187,16 +192,16 @@ def _add_q(leaves: Sequence[dict[str, Any]]) -> None:
 def _by_method(merges: Merges, rows: Sequence[Row], measures: Sequence[str]) -> dict[str, Any]:
     """The headline of every method by itself, where there are several."""
     methods = [row.get("method") for row in rows]
-    found: dict[str, Any] = {}
-    for method in dict.fromkeys(methods):
-        mine = np.array([other == method for other in methods], dtype=bool)
-        if mine.all() or mine.sum() < relation.ROWS_FOR_R:
-            continue
-        of = relation.leaves(merges, measures, [HEADLINE, ("best", "absolute")], mine)
-        found[str(method)] = {
-            measure: {kind: of[measure, ("best", kind)] for kind in ("signed", "absolute")} for measure in measures
-        }
-    return found
+    parts = {str(method): _part(merges, measures, [m == method for m in methods]) for method in dict.fromkeys(methods)}
+    return {method: part for method, part in parts.items() if part}
+
+
+def _part(merges: Merges, measures: Sequence[str], mine: Sequence[bool]) -> dict[str, Any]:
+    """The headline of some rows by themselves; empty where they are all rows, or too few."""
+    if all(mine) or sum(mine) < relation.ROWS_FOR_R:
+        return {}
+    of = relation.leaves(merges, measures, [HEADLINE, ("best", "absolute")], np.array(mine, dtype=bool))
+    return {measure: {kind: of[measure, ("best", kind)] for kind in ("signed", "absolute")} for measure in measures}
 
 
 def _atpd(
@@ -251,7 +256,7 @@ def _predictor_says(measure: str, found: Row) -> str:
 
 
 def _change(fall: float) -> str:
-    return f"{abs(100 * fall):.2g} % {'lower' if fall >= 0 else 'higher'}"
+    return f"{abs(100 * fall):.0f} % {'lower' if fall >= 0 else 'higher'}"
 
 
 def _says(measures: Sequence[str], found: relation.Leaves, unit: str, gain: str) -> str:
@@ -279,6 +284,16 @@ def _says(measures: Sequence[str], found: relation.Leaves, unit: str, gain: str)
         f"A higher {measure} of the parents goes with {more} {gain}: {seen}"
         f"{given}{beyond if given else ''}; a correlation, not a cause."
     )
+
+
+def _says_of_kin(measures: Sequence[str], kin: Mapping[str, Row]) -> str:
+    """What is left of the headline without merges of strangers."""
+    leaf = kin[measures[0]]["signed"] if kin else {}
+    if "pearson" not in leaf:
+        return ""
+    partial = leaf.get("partial") or {}
+    given = f"; given {' and '.join(partial['given'])} {_r(partial)}" if "value" in partial else ""
+    return f" Without merges of strangers it is {_r(leaf['pearson'])} over {leaf['n']} candidates{given}."
 
 
 def _r(entry: Row) -> str:

@@ -148,3 +148,11 @@ def test_kinship_that_is_not_known_says_why(run, tmp_path):
     assert kinship_rows.of_candidate(plan, progress, "a", {}) == {}
     plan.kinship = {}
     assert kinship_rows.collect(plan, progress, None) == {}
+
+
+def test_a_stranger_among_the_parents_is_told(run):
+    plan, _ = run
+    for kin in (True, False):
+        found = {"weights": {"base": {"pairs": [], "lineage": {"a": {"kin": True}, "b": {"kin": kin}}}}}
+        assert kinship_rows.are_kin(plan, "c", found) is kin
+    assert kinship_rows.are_kin(plan, "c", {}) and kinship_rows.are_kin(plan, "a", found), "not known to be strangers"

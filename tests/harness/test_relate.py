@@ -245,6 +245,25 @@ def test_intervals_are_wider_than_for_independent_candidates():
     assert math.atanh(r["high"]) - math.atanh(r["low"]) > 1.3 * naive
 
 
+def test_what_strangers_make_of_it_is_told_apart():
+    """Among kin there is no relation; their merges with two strangers, as unlike as can be, all fail."""
+    rng = np.random.default_rng(4)
+    rows = pairs_of(8, lambda kinship: rng.normal(0, 0.02), rng)
+    strangers = [
+        {**row, "name": f"{row['name']}!", "parents": [row["parents"][0], f"stranger{i % 2}"], "kin": False}
+        for i, row in enumerate(rows[:10])
+    ]
+    for row in strangers:
+        row["kinship"] = {"pcc": dict.fromkeys(("mean", "min", "max"), -1.0 + rng.normal(0, 0.01))}
+        row["gain"] = {key: {"value": -0.5} for key in row["gain"]}
+    found = relate.kinship_vs_gain([*rows, *strangers])
+    whole, kin = found["measures"]["pcc"]["best"]["signed"], found["kin"]["pcc"]["signed"]
+    assert whole["pearson"]["value"] > 0.8 and whole["n"] == 38
+    assert abs(kin["pearson"]["value"]) < 0.4 and kin["n"] == 28
+    assert f"Without merges of strangers it is r = {kin['pearson']['value']:+.2f}" in found["says"]
+    assert "kin" not in relate.kinship_vs_gain(rows) and "strangers" not in relate.kinship_vs_gain(rows)["says"]
+
+
 def test_few_independent_models_have_no_p_and_a_reason():
     rng = np.random.default_rng(6)
     found = relate.kinship_vs_gain(pairs_of(6, lambda k: k, rng))
