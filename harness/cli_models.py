@@ -175,15 +175,20 @@ def kinship(page: Path | None, as_json: bool, **asked: Any) -> None:
 
 
 @click.command()
-@click.option("--table", required=True, type=click.Path(path_type=Path), help="A CSV file, one line a merge.")
+@click.argument("run", required=False)
+@click.option("--table", type=click.Path(path_type=Path), help="A CSV file, one line a merge, in the place of a run.")
+@out_option
 @json_option
-def relate(table: Path, as_json: bool) -> None:
-    """Does kinship go with gain, in a table made elsewhere? What `run` says of a suite, of a CSV file.
+def relate(run: str | None, table: Path | None, out: Path, as_json: bool) -> None:
+    """Does kinship go with gain, among the merges of RUN (the latest), or of a table made elsewhere?
 
-    Columns: name, gain, kinship (a measure's name, or kinship:NAME); where known gain_mean, parent_mean, parent_gap,
-    parents (a|b), lineage, method.
+    Columns of a table: name, gain, kinship (a measure's name, or kinship:NAME); where known gain_mean, parent_mean,
+    parent_gap, parents (a|b), lineage, method.
     """
-    from harness.relate_table import relate_table, relation_words
+    from harness.errors import UsageError
+    from harness.relate_table import of_run, relate_table, relation_words
 
-    found = relate_table(table)
+    if run is not None and table is not None:
+        raise UsageError("give a run or a --table, not both")
+    found = of_run(run or "latest", out) if table is None else relate_table(table)
     print_json(found) if as_json else click.echo(relation_words(found))

@@ -16,6 +16,7 @@ from typing import Any
 
 from fusion.kinship import MEASURES
 from fusion.params import did_you_mean
+from harness import runs
 from harness.errors import UsageError
 from harness.merges import GIVEN
 from harness.relate import kinship_vs_gain
@@ -163,21 +164,38 @@ def _row(row: Mapping[str, str], values: Mapping[str, float | None], header: Seq
     return found | {key: row[key] for key in ("lineage", "method") if key in row}
 
 
+def of_run(run: str, out: Path) -> dict[str, Any]:
+    """What a run's results say of kinship and gain. Raises UsageError where it related nothing."""
+    run_dir = runs.find_run(run, out)
+    found: dict[str, Any] = runs.read(run_dir).get("kinship_vs_gain") or {}
+    if not found.get("measures"):
+        raise UsageError(
+            f"{run_dir.name} measured no kinship of merges: it needs merges of two models or more, and "
+            "`kinship: {base: model}` in its suite"
+        )
+    return found
+
+
 # -------------------------------------------------------------------------------------------------------- printing
 
 
 def relation_words(found: Mapping[str, Any]) -> str:
-    """What relate_table found, for a terminal of 80 columns: a block for each measure, signed gain beside its size."""
+    """What a table or a run's results say, for 80 columns: a block for each measure, signed gain beside its size.
+
+    Of a run the gains over the best parent and over the parents' mean are printed; results.json has all.
+    """
     lines = _wrapped(found["says"])
     for measure, gains in found["measures"].items():
         direction = f"  ({MEASURES[measure].direction})" if measure in MEASURES else ""
-        for gain, kinds in gains.items():
-            titles = [GAINS[gain], f"size of the {GAINS[gain]}"]
+        parts = [([GAINS[gain], f"size of the {GAINS[gain]}"], gains[gain]) for gain in GAINS if gain in gains]
+        kin = (found.get("kin") or {}).get(measure)
+        parts += [(["gain, kin alone", "its size"], kin)] if kin else []
+        for titles, kinds in parts:
             lines += ["", _line(f"{measure}{direction}", titles), "-" * WIDTH]
             lines += _block([kinds["signed"], kinds["absolute"]])
         said = found["predictor"][measure].get("says")
         lines += ["", *_wrapped(said)] if said else []
-    notes = dict.fromkeys([*_reasons(found), *found["missing"]])
+    notes = dict.fromkeys([*_reasons(found), *found.get("missing", ())])
     if notes:
         lines += ["", "What is missing:", *(line for note in notes for line in _wrapped(f"- {note}", "  "))]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import UsageError
-from harness.relate_table import relate_table, relation_words
+from harness.relate_table import of_run, relate_table, relation_words
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "kinship_published"
 HEAD = "name,pcc,gain"
@@ -206,3 +206,26 @@ def test_the_verb(tmp_path):
     found = json.loads(CliRunner().invoke(cli, ["relate", "--table", str(path), "--json"]).stdout)
     assert found == json.loads(json.dumps(relate_table(path)))
     assert isinstance(CliRunner().invoke(cli, ["relate", "--table", str(tmp_path / "x")]).exception, UsageError)
+
+
+# --- of a run
+
+
+def test_a_run_says_what_its_results_hold_and_kin_alone_beside(tmp_path, both):
+    run = tmp_path / "mine-01234567"
+    run.mkdir()
+    (run / "plan.json").write_text("{}")
+    kin = {"pcc": both["measures"]["pcc"]["best"]}
+    (run / "results.json").write_text(json.dumps({"schema": 1, "kinship_vs_gain": {**both, "kin": kin}}))
+    found = of_run("mine", tmp_path)
+    assert found["says"] == both["says"] and of_run(str(run), tmp_path) == found
+    lines = relation_words(found).splitlines()
+    assert sum("gain, kin alone" in line for line in lines) == 1 and max(map(len, lines)) <= 80
+    (run / "results.json").write_text(json.dumps({"schema": 1, "kinship_vs_gain": {}}))
+    with pytest.raises(UsageError, match="mine-01234567 measured no kinship of merges"):
+        of_run("latest", tmp_path)
+
+
+def test_a_run_or_a_table(tmp_path):
+    done = CliRunner().invoke(cli, ["relate", "mine", "--table", "x.csv"])
+    assert done.exit_code and "not both" in str(done.exception)
