@@ -130,13 +130,14 @@ def _gained(found: Board) -> str:
 def _table_models(found: Board) -> str:
     if not found.rows:
         return '<p class="lead">No model has a score.</p>'
-    scale, hidden = score_scale(found.rows), len(found.measures) > MEASURES
+    scale, measures = score_scale(found.rows), _measures(found)
+    hidden = len(found.measures) > len(measures)
     reach = max((reach_of([row], [row.headline]) for row in found.rows), default=0.01)
     head = [th("#", LEGEND["#"]), th("model", left=True), th("overall", LEGEND["overall"], left=True)]
     head += [th(escape(group)) for group in found.groups]
     head += [th("gain", LEGEND["gain"], left=True)] if found.gains else []
     head += [th(escape(title), LEGEND["bits/byte"]) for title in found.text_titles.values()]
-    head += [th(escape(measure), LEGEND["kinship"]) for measure in found.measures[:MEASURES]]
+    head += [th(escape(measure), LEGEND["kinship"]) for measure in measures]
     head += [th("time", LEGEND["time, memory"]), th("memory", LEGEND["time, memory"])]
     lines = []
     for row in found.rows:
@@ -144,16 +145,26 @@ def _table_models(found: Board) -> str:
         cells += [score_cell(row, group) for group in found.groups]
         cells += [gain_cell(row, row.headline, reach)] if found.gains else []
         cells += [bits_cell(row, group) for group in found.texts]
-        cells += [kinship_cell(row, measure) for measure in found.measures[:MEASURES]]
+        cells += [kinship_cell(row, measure) for measure in measures]
         cells += cost_cells(row)
         lines.append(tr(row, cells))
     return section(
         "Ranking",
         "A model's rank is 1 + the number of models that are certainly better by paired tests on the same items. "
         "Whiskers are 95&nbsp;% intervals. A star marks a gain that holds after correction for how many were tried."
-        + (f" Of {len(found.measures)} measures of kinship the first {MEASURES} are here." if hidden else ""),
+        + (f" Of {len(found.measures)} measures of kinship {MEASURES} are here." if hidden else ""),
         table([head], lines),
     )
+
+
+def _measures(found: Board) -> list[str]:
+    """The measures of kinship that fit beside scores: the first, the last of them one that the most models have."""
+    known = {m: sum(row.number("kinship", m, "mean") is not None for row in found.rows) for m in found.measures}
+    first = list(found.measures[:MEASURES])
+    widest = max(known, key=lambda measure: known[measure], default="")
+    if first and known[widest] > max(known[measure] for measure in first):
+        first[-1] = widest
+    return first
 
 
 def _table_gains(found: Board) -> str:

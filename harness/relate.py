@@ -271,7 +271,8 @@ def _says(measures: Sequence[str], found: relation.Leaves, unit: str, gain: str)
     r = leaf["pearson"]
     plural = "" if leaf["models"] == 1 else "s"
     independent = "" if unit == "row" else f" made of {leaf['models']} independent {unit}{plural}"
-    seen = f"{_r(r)} over {leaf['n']} candidates{independent}"
+    alone = f" ({leaf['left_out']} left out, alone in a method)" if leaf.get("left_out") else ""
+    seen = f"{_r(r)} over {leaf['n']} candidates{alone}{independent}"
     partial = leaf.get("partial") or {}
     given = f"; given {' and '.join(partial['given'])} it is {_r(partial)}" if "value" in partial else ""
     if "p" not in r:

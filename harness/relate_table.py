@@ -221,6 +221,7 @@ INFLUENTIAL = {
 
 def _block(leaves: Sequence[Row]) -> list[str]:
     lines = [_line("rows", [str(leaf["n"]) for leaf in leaves])]
+    lines += _optional("  left out, alone in a method", [str(leaf.get("left_out", "")) for leaf in leaves])
     for label, key in COEFFICIENTS.items():
         lines += _coefficient(label, [leaf.get(key) or {} for leaf in leaves])
     for label, path in INFLUENTIAL.items():

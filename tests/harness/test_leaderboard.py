@@ -453,3 +453,12 @@ def test_hostile_published_names_and_texts_do_no_harm(fused):
         assert "\x1b" not in text and "\u202e" not in text
     assert "<script>" not in leaderboard.markdown(fused)
     assert len(list(csv.DictReader(io.StringIO(leaderboard.csv_text(fused))))) == 11
+
+
+def test_of_many_measures_of_kinship_the_ranking_shows_one_that_fusions_have_too(results):
+    measures = ["pcc", "cosine", "euclidean", "capa"]
+    ties, other, *_ = (row for row in results["models"].values() if row.get("kind") == "merged" and "score" in row)
+    ties["kinship"] = {measure: {"mean": 0.5, "min": 0.5, "max": 0.5} for measure in measures}
+    other["kinship"] = {"capa": {"mean": 0.25, "min": 0.25, "max": 0.25}}
+    head = page_module.page(results).partition("</thead>")[0]
+    assert [measure for measure in measures if f">{measure}" in head] == ["pcc", "cosine", "capa"]
