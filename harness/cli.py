@@ -100,6 +100,63 @@ def run(
 
 
 @cli.command()
+@click.argument("model", required=False)
+@click.option("--task", "tasks", multiple=True, required=True, metavar="T", help="A task's name or file; again.")
+@click.option("--limit", type=click.IntRange(1), help="Items of each task that count.")
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts at once; moves scores a little.  [default: 32]")
+@click.option("--sandbox", help="The least isolation that generated programs are run with: any, or a level of doctor.")
+@click.option("--generations", type=click.Path(path_type=Path), help="Programs made elsewhere, in the place of MODEL.")
+@click.option("--allow-pickle", is_flag=True, help="Read pickled weights, which could run code.")
+@click.option("--trust-task-code", is_flag=True, help="Allow task files that bring Python code.")
+@out_option
+@store_option
+@json_option
+def evaluate(
+    model: str | None,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    batch_size: int | None,
+    sandbox: str | None,
+    generations: Path | None,
+    allow_pickle: bool,
+    trust_task_code: bool,
+    out: Path,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Score MODEL, a folder or FOLDER+LORA, on tasks, as a run that `compare` and `leaderboard` take.
+
+    Or --generations FILE: a list of programs for each problem of one code task, in the order of its data.
+    """
+    from harness import evaluating
+    from harness.errors import UsageError
+
+    if (model is None) == (generations is None):
+        raise UsageError("give a MODEL, or --generations FILE with programs that were made elsewhere")
+    if generations is not None:
+        if len(tasks) > 1:
+            raise UsageError("generations are of one task: give one --task")
+        found = evaluating.judge_generations(generations, tasks[0], sandbox, trust_task_code)
+        print_json(found) if as_json else click.echo(evaluating.generation_words(found))
+        return
+    given = {"limit": limit, "batch_size": batch_size, "level": sandbox}
+    asked = evaluating.Asked(
+        str(model),
+        tasks,
+        allow_pickle=allow_pickle,
+        trust=trust_task_code,
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    again = shlex.join(["fuse-bench", *sys.argv[1:]])
+    outcome = evaluating.evaluate(asked, _options(out, store, None, "auto", again))
+    found = evaluating.scores(outcome)
+    print_json(found) if as_json else click.echo(evaluating.score_words(found))
+    for job, error in outcome.failed.items():
+        click.echo(f"failed: {job}: {error}", err=True)
+    sys.exit(1 if outcome.failed else 0)
+
+
+@cli.command()
 @click.argument("suite")
 @seed_option
 @out_option

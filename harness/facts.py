@@ -173,7 +173,8 @@ def _sandbox(suite: Suite) -> str:
     if suite.sandbox is None:
         raise SandboxError(
             "this suite has code tasks, and programs that models write are to be run. The strongest isolation on this "
-            f"machine is '{sandbox.choose()}' (its limits: fuse-bench doctor). To accept that, write `sandbox: any`"
+            f"machine is '{sandbox.choose()}' (its limits: fuse-bench doctor). "
+            "Accept it with `sandbox: any` in the suite, or --sandbox any"
         )
     return sandbox.choose(suite.sandbox)
 

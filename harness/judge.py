@@ -24,7 +24,8 @@ def judge(
 
     A record: "id", "score" (of the task's metric), "also" (its other means over items, by name), "answer" (what was
     taken for the answer, None if nothing), "verdict" (why a program passed or not; None for other tasks). Where one of
-    several choices is right, "choices" has "p", the softmax of their log-likelihoods, and "correct", its index.
+    several choices is right, "choices" has "p", the softmax of their log-likelihoods, and "correct", its index; of
+    a code task "programs" has a {"passed", "reason"} for each sample.
     `sandbox`: the least isolation level for programs. Raises TaskError, also when the data are no longer those that
     were asked about, and SandboxError. Of a text (`texts.load`) the score is bits per byte, lower being better, and
     "also" has its "bits" and "bytes".
@@ -175,6 +176,7 @@ def _run(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]], settings: 
                 "also": {},
                 "answer": written[0],
                 "verdict": ", ".join(verdict.reason for verdict in found),
+                "programs": [{"passed": verdict.passed, "reason": verdict.reason} for verdict in found],
             }
         )
     return records

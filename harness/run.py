@@ -56,9 +56,13 @@ class Outcome:
 
 
 def run(suite_path: Path, options: Options) -> Outcome:
+    """Do what a suite file says."""
+    return carry_out(load(suite_path, options.seed), options)
+
+
+def carry_out(suite: Suite, options: Options) -> Outcome:
     """Do what a suite says. Jobs that fail are in the outcome; Ctrl-C raises Interrupted, and what was done is kept."""
     started = time.monotonic()
-    suite = load(suite_path, options.seed)
     store = Store(options.store)
     facts = gather(suite, store)
     planned = plan(suite, facts)

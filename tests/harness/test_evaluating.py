@@ -1,0 +1,132 @@
+"""`fuse-bench evaluate`: a model on tasks as a run of its own, and programs that were made elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness import evaluating
+from harness.cli import cli
+from harness.errors import TaskError, UsageError
+from harness.evaluating import Asked, judge_generations, pass_at, suite_of
+from harness.run import Options
+from tests.harness.test_evaluate import write_model
+from tests.harness.test_tasks import CHOICE, CODE, FUNCTIONS, QUESTIONS, write_task
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluating")
+    write_model(folder / "my model", seed=1)
+    write_task(folder, "legs", CHOICE, QUESTIONS)
+    write_task(folder, "functions", CODE, FUNCTIONS)
+    return folder
+
+
+def generations(folder: Path, programs: object) -> Path:
+    path = folder / "generations.json"
+    path.write_text(json.dumps(programs))
+    return path
+
+
+def test_a_model_is_scored_as_a_run_that_is_cached(world: Path, tmp_path: Path) -> None:
+    options = Options(out=tmp_path / "runs", store=tmp_path / "store", slots=1, progress="none")
+    asked = Asked(str(world / "my model"), (str(world / "legs.yaml"),), limit=6)
+    outcome = evaluating.evaluate(asked, options)
+    found = evaluating.scores(outcome)
+    assert found["model"] == "my-model" and not found["failed"]
+    assert found["tasks"]["legs"]["n"] == 6 and found["tasks"]["legs"]["metric"] == "acc_norm"
+    assert outcome.run_dir.name.startswith("evaluate-my-model-")
+    assert (outcome.run_dir / "leaderboard.html").is_file()
+    assert "legs" in evaluating.score_words(found) and "n 6" in evaluating.score_words(found)
+    again = evaluating.evaluate(asked, options)
+    assert again.jobs["ran"] == 0 and evaluating.scores(again) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        (Asked("nowhere", ("pocket_goals",)), UsageError, "no model folder"),
+        (
+            Asked("{world}/my model", ("pocket_goals", "pocket_goals")),
+            UsageError,
+            "pocket_goals is given more than once",
+        ),
+        (Asked("{world}/my model", ("pocket_goal",)), TaskError, "did you mean 'pocket_goals'"),
+    ],
+)
+def test_what_cannot_be_evaluated(world: Path, tmp_path: Path, asked: Asked, error: type, said: str) -> None:
+    options = Options(out=tmp_path / "runs", store=tmp_path / "store", slots=1, progress="none")
+    asked = Asked(asked.model.format(world=world), asked.tasks)
+    with pytest.raises(error, match=said):
+        evaluating.evaluate(asked, options)
+
+
+def test_models_and_tasks_make_other_runs(world: Path) -> None:
+    one = suite_of(Asked(str(world / "my model"), ("pocket_goals",)))
+    more = [{"limit": 3}, {"batch_size": 1}, {"trust": True}, {"level": "any"}]
+    assert (
+        len({one.digest, *(suite_of(Asked(str(world / "my model"), ("pocket_goals",), **m)).digest for m in more)}) == 5
+    )
+    json.loads(one.text)
+
+
+def test_programs_made_elsewhere_are_judged_one_by_one(world: Path) -> None:
+    rows = FUNCTIONS[:3]
+    programs = [[r["canonical_solution"], "\n    return None", r["prompt"] + r["canonical_solution"]] for r in rows]
+    found = judge_generations(generations(world, programs), str(world / "functions.yaml"), "any")
+    outcomes = [[program["passed"] for program in verdict["programs"]] for verdict in found["verdicts"]]
+    assert outcomes == [[True, False, True]] * 3, "with the prompt or without it"
+    assert found["verdicts"][0]["programs"][0]["reason"] == "passed"
+    assert found["verdicts"][0]["programs"][1]["reason"].startswith("failed")
+    assert (found["samples"], found["problems"], found["of"]) == (9, 3, len(FUNCTIONS))
+    assert found["pass@1"] == pytest.approx(2 / 3) and "pass@10" not in found
+    words = evaluating.generation_words(found)
+    assert (
+        "pass@1 66.7" in words
+        and f"3 problems (the first of {len(FUNCTIONS)})" in words
+        and "6 passed, 3 failed" in words
+    )
+
+
+def test_pass_at_k_is_the_share_of_draws_with_one_that_passes() -> None:
+    assert pass_at([[True, False, False, False]], 2) == pytest.approx(0.5)
+    assert pass_at([[True, True], [False, False]], 1) == pass_at([[True, True], [False, False]], 2) == 0.5
+    assert pass_at([[False] * 9 + [True]], 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("programs", "task", "said"),
+    [
+        ({"a": 1}, "functions", "expected a list with a list of programs"),
+        ([], "functions", "expected a list"),
+        ([["x"], []], "functions", "problem 1"),
+        ([["x"], "x"], "functions", "problem 1"),
+        ([["x"]] * 99, "functions", "programs for 99 problems"),
+        ([["x"]], "legs", "is no code task"),
+    ],
+)
+def test_what_are_no_generations(world: Path, programs: object, task: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        judge_generations(generations(world, programs), str(world / f"{task}.yaml"), "any")
+
+
+def test_files_that_are_none(tmp_path: Path, world: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        judge_generations(tmp_path / "nothing.json", str(world / "functions.yaml"), "any")
+    (tmp_path / "bad.json").write_text("[[")
+    with pytest.raises(UsageError, match="is not JSON"):
+        judge_generations(tmp_path / "bad.json", str(world / "functions.yaml"), "any")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["evaluate", "--task", "x"], "give a MODEL"),
+        (["evaluate", "m", "--task", "x", "--generations", "g.json"], "give a MODEL"),
+        (["evaluate", "--generations", "g.json", "--task", "x", "--task", "y"], "one --task"),
+    ],
+)
+def test_a_model_or_generations(command: list[str], said: str) -> None:
+    assert said in str(CliRunner().invoke(cli, command).exception)
