@@ -198,6 +198,34 @@ def compare(a: str, b: str, group: str | None, over: tuple[str, ...], out: Path,
 
 @cli.command()
 @click.argument("run", default="latest")
+@click.option("--model", required=True, help="A model of the run; of one with several seeds NAME@SEED.")
+@click.option("--task", required=True, help="A task that it was scored on.")
+@click.option("--wrong", is_flag=True, help="Only items with less than the full score.")
+@click.option("--flips-against", "against", metavar="MODEL", help="Only items that this model scored otherwise on.")
+@click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Items to print.")
+@out_option
+@store_option
+@json_option
+def samples(
+    run: str,
+    model: str,
+    task: str,
+    wrong: bool,
+    against: str | None,
+    limit: int,
+    out: Path,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """How a model of RUN answered a task's test items: target, answer, score, what it said."""
+    from harness import samples as kept
+
+    found = kept.samples(run, model, task, out, store_of(store), wrong, against)
+    print_json(found) if as_json else click.echo(kept.words(found, limit))
+
+
+@cli.command()
+@click.argument("run", default="latest")
 @click.option(
     "--format",
     "form",

@@ -14,7 +14,8 @@ FILES = sorted((ROOT / "fusion").rglob("*.py")) + sorted((ROOT / "harness").rglo
 KNOW_FUSION = {
     "aligning", "answers", "build", "candidates", "cli", "compare", "compared", "evaluate", "evaluating", "execute",
     "expand", "facts", "fusing", "guided", "kin", "kinship_rows", "making", "merging", "order", "overlap", "plan",
-    "pocket", "problems", "relate", "relate_table", "relating", "report", "schema", "spec", "suite", "work", "yamlfile",
+    "pocket", "problems", "relate", "relate_table", "relating", "report", "samples", "schema", "spec", "suite", "work",
+    "yamlfile",
 }  # fmt: skip
 
 
