@@ -208,9 +208,8 @@ def test_ctrl_c_ends_with_130_and_the_command_to_go_on(tmp_path):
     suite.write_text(SUITE.replace("suite: small", "suite: long").replace("size: tiny", "size: tiny, steps: 100000"))
     command = [sys.executable, "-m", "harness", "run", str(suite), "--progress", "plain"]
     env = {**os.environ, "FUSE_BENCH_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeding)
     events = next(iter_until(tmp_path, "runs/long-*/logs/train-base.log", process))
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=300)
@@ -219,6 +218,11 @@ def test_ctrl_c_ends_with_130_and_the_command_to_go_on(tmp_path):
     assert f"Go on with: fuse-bench run {suite}" in stderr
     assert "Traceback" not in stderr
     assert events.exists()
+
+
+def heeding():
+    """What a shell starts in the background ignores Ctrl-C from the start, and so would all that we start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def iter_until(folder: Path, pattern: str, process: subprocess.Popen):
