@@ -4,7 +4,7 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check fix torture peers bench-merge bench-fuse bench-kinship clean
+.PHONY: quickstart test check fix torture peers bench-merge bench-fuse bench-kinship bench-sandbox clean
 
 quickstart: .venv/installed
 	$(BIN)/fuse-bench run suites/quickstart.yaml
@@ -41,6 +41,10 @@ bench-fuse: .venv/installed-dev
 # All pairs of three 300 M models in one pass beside pair by pair, and 1.2 B ones. 10 GB of temporary files.
 bench-kinship: .venv/installed-dev
 	$(BIN)/python -m tests.bench.bench_kinship $(ARGS)
+
+# Programs a second at every level of the sandbox that the machine has.
+bench-sandbox: .venv/installed-dev
+	$(BIN)/python -m tests.bench.bench_sandbox $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fuse-bench needs Python 3.11 or 3.12; none is on the path. Set PYTHON=..." >&2; exit 2; }

@@ -5,20 +5,35 @@
 
 What each level keeps out. LEVELS is ordered from the weakest; a suite's `sandbox:` names the least that it accepts.
 
-rlimits   A program has a fresh `python -I -S` process and session, no environment, an empty temporary folder that is
-          removed, no standard streams, limits on address space, CPU time, file size, open files and, where it binds,
-          processes, and a wall-clock limit after which it and all its descendants are killed (Linux: also those that
-          left its session). As root, it runs as a user of its own without rights. The tests run in another process and
-          call the program's functions over pipes that carry plain values only; the verdict is a random token that was
-          never in the program's process. So none of these passes or lingers: `sys.exit(0)`, `os._exit(0)`, printing,
-          reading its source, argv or frames, objects that equal everything, an endless loop, a fork bomb, a flood.
-          What remains: the program sees the network and the host's files, as far as the user it runs as may read or
-          write them, and can fill a disk with many small files until its time is up. Where no other user can be had
-          that user is you: it can then also signal your processes, the bench among them (a program whose supervisor
-          dies has failed), may start no process once you own more than the limit, and where the system allows tracing
-          could change the bench's memory, though not the tester's. One that leaves its session and then ends its
-          supervisor fails, but its processes outlive the limit: only a pid namespace ends those. Run nothing here
-          that you would fear from a careless script; that is what stronger levels are for.
+rlimits     A program has a fresh `python -I -S` process and session, no environment, an empty temporary folder that
+            is removed, no standard streams, limits on address space, CPU time, file size, open files and, where it
+            binds, processes, and a wall-clock limit after which it and all its descendants are killed (Linux: also
+            those that left its session). As root, it runs as a user of its own without rights. The tests run in
+            another process and call the program's functions over pipes that carry plain values only; the verdict is
+            a random token that was never in the program's process. So none of these passes or lingers: `sys.exit(0)`,
+            `os._exit(0)`, printing, reading its source, argv or frames, objects that equal everything, an endless
+            loop, a fork bomb, a flood.
+            What remains: the program sees the network and the host's files, as far as the user it runs as may read
+            or write them, and can fill a disk with many small files until its time is up. Where no other user can be
+            had that user is you: it can then also signal your processes, the bench among them (a program whose
+            supervisor dies has failed), may start no process once you own more than the limit, and where the system
+            allows tracing could change the bench's memory, though not the tester's. One that leaves its session and
+            then ends its supervisor fails, but its processes outlive the limit. Run nothing here that you would fear
+            from a careless script.
+namespaces  All that, and new user, mount, pid, net, ipc, uts and cgroup namespaces, made by system calls: Linux 5.12 or
+            later where user namespaces are allowed. There is no network, not even a loopback. The program sees its own
+            processes only, and all of them end with its first. Its root holds, read-only, /usr, /bin, /lib*, the
+            interpreter's folder, /dev/null, zero and urandom, and a writable /tmp of 16 MiB and 1,024 files in
+            memory; no /proc, no /etc, no home, nothing of the bench. It has no capabilities, can win none by a file
+            or by a namespace of its own, and, as root, is a user that nobody else is. The limit on processes
+            counts its own only (Linux 5.14 or later; before, all of its user's).
+            What remains: whatever lies in /usr or in the interpreter's folder can be read. Shared memory of System V
+            is not counted by the limit on memory, only by the time. Where a supervisor is ended from outside, a
+            program that has asked not to end with its parent goes on, still confined. The kernel is the host's: its
+            faults are not kept out, for which take a machine of its own.
+bubblewrap  The same by `bwrap`, 0.8 or later, where it is installed: its set-up has had more eyes on it, and takes
+            longer. What remains is the same, and bytes in /tmp are limited, but not the number of files; there is a
+            loopback, the program's own.
 
 A test must compare plain values: None, bool, numbers, str, bytes and lists, tuples, sets and dicts of them (subclasses
 arrive as the plain type). Changes that a function makes to its arguments are not seen by the test.
@@ -43,6 +58,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import SandboxError
+from harness.sandbox import bubblewrap
 
 GRACE_S = 10.0
 """How long a supervisor may take beyond a program's own limit before it counts as lost."""
@@ -50,17 +66,55 @@ GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Level:
-    """How far programs are isolated: `wrap` goes before their command; `missing` says why a machine lacks it."""
+    """How far programs are isolated; `missing` says why a machine lacks it.
+
+    `wrap` goes before their command; `spaces`: their process makes its own namespaces.
+    """
 
     wrap: tuple[str, ...]
     missing: Callable[[], str | None]
+    spaces: bool = False
 
 
 def _no_rlimits() -> str | None:
     return None if os.name == "posix" else f"it needs a POSIX system, this is {os.name}"
 
 
-LEVELS: dict[str, Level] = {"rlimits": Level(wrap=(), missing=_no_rlimits)}
+@functools.cache
+def _no_namespaces() -> str | None:
+    if not sys.platform.startswith("linux"):
+        return f"it needs Linux, this is {sys.platform}"
+    why = _trial("namespaces")
+    return why and f"{why}; user namespaces may be limited by sysctl, by AppArmor or by the container that this is"
+
+
+@functools.cache
+def _no_bubblewrap() -> str | None:
+    if not sys.platform.startswith("linux"):
+        return f"it needs Linux, this is {sys.platform}"
+    if shutil.which("bwrap") is None:
+        return "bwrap is not installed"
+    why = _trial("bubblewrap")
+    return why and f"{why}; `bwrap --unshare-all --ro-bind / / true` may say more, and 0.8 is the oldest that will do"
+
+
+def _trial(level: str) -> str | None:
+    """Why a right program does not pass at this level; None if it does."""
+    with contextlib.closing(_Supervisor(LEVELS[level])) as supervisor:
+        try:
+            verdict = supervisor.run(
+                Program("def f():\n    return 1\n", "assert f() == 1"), SandboxSettings(timeout=10.0)
+            )
+        except SandboxError as error:
+            return str(error)
+    return None if verdict.passed else f"a right program did not pass: {verdict.reason}"
+
+
+LEVELS: dict[str, Level] = {
+    "rlimits": Level(wrap=(), missing=_no_rlimits),
+    "namespaces": Level(wrap=(), missing=_no_namespaces, spaces=True),
+    "bubblewrap": Level(wrap=bubblewrap.command(), missing=_no_bubblewrap),
+}
 """By name, the weakest first."""
 
 
@@ -155,11 +209,12 @@ class _Supervisor:
 
     def run(self, program: Program, settings: SandboxSettings) -> Verdict:
         job = asdict(program) | {"timeout": settings.timeout, "memory_mb": settings.memory_mb}
-        job |= {"wrap": list(self.level.wrap), "user": _own_user(), "folder": self.folder}
+        job |= {"wrap": list(self.level.wrap), "spaces": self.level.spaces, "folder": self.folder}
         begin = time.monotonic()
         # Twice, because another program may have ended this one's supervisor.
         for _ in range(2):
             self.process = self.process or _launch()
+            job["user"] = _own_user(self.level, self.process.pid)
             said = _converse(self.process, json.dumps(job), time.monotonic() + settings.timeout + GRACE_S)
             if said is not None and "fault" in said:
                 raise SandboxError(f"a program could not be started: {said['fault']}")
@@ -222,20 +277,26 @@ def _line(descriptor: int, deadline: float) -> bytes | None:
     return line
 
 
-@functools.cache
-def _own_user() -> int | None:
-    """As root, a user id that nobody has, for programs to run as; None where that is not possible.
+def _own_user(level: Level, supervisor: int) -> int | None:
+    """As root, a user id that nobody has, for a supervisor's programs to run as; None where that is not possible.
 
-    Derived from this process's id, so that the limit on processes counts only the programs of one bench process.
+    Derived from the supervisor's id, so that the limit on processes counts only its own programs.
     """
     if os.name != "posix" or os.getuid() != 0:
         return None
-    user = 1_000_000_000 + os.getpid()
-    command = [sys.executable, "-I", "-S", "-c", "pass"]
+    user = 1_000_000_000 + supervisor
+    # Where a program has a root of its own, the interpreter's folder can be reached whoever owns those above it.
+    return user if level.spaces or level.wrap or _another_user() else None
+
+
+@functools.cache
+def _another_user() -> bool:
+    """Whether root can run the interpreter as a user that nobody is."""
+    command, user = [sys.executable, "-I", "-S", "-c", "pass"], 1_000_000_000 + os.getpid()
     try:
         subprocess.run(
             command, user=user, group=user, extra_groups=[], env={}, check=True, capture_output=True, cwd="/"
         )
     except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return user
+        return False
+    return True

@@ -5,8 +5,9 @@ needs no file of this package. Tests run in another process and see plain values
 carry; an object with an `__eq__` of its own cannot reach a comparison.
 
 To the program go marshalled dicts: {"program"}, then {"call", "args", "kwargs"}. From it come Python literals, one a
-line: {"ready": [names]}, then {"value": ...}, {"unsendable": type} or {"error": [type, message]} a call. Marshal is
-not safe to read from a program, and json would cost each process half of its start.
+line: {"up"} before the program is read and {"ready": [names]} after, then {"value": ...}, {"unsendable": type} or
+{"error": [type, message]} a call. Marshal is not safe to read from a program, and json would cost each process half of
+its start.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def main() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     sys.set_int_max_str_digits(0)
+    _reply(replies, {"up": True})
     namespace: dict[str, Any] = {"__name__": "program"}
     try:
         program = marshal.load(requests)["program"]

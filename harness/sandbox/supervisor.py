@@ -7,7 +7,7 @@ One supervisor serves one slot of `harness.sandbox.run_many`. Per program it sta
 
 and afterwards kills all that descends from it, also what left its session: it is the subreaper of its descendants.
 The tester says "passed" by writing the job's random token, which was never in the program's process, to a pipe that
-was not open there either.
+was not open there either. In namespaces the program's process is the child of one that stays outside and waits.
 """
 
 import ast
@@ -31,9 +31,12 @@ from types import CodeType
 from typing import IO, Any, NoReturn
 
 from harness.sandbox import guest, limits
+from harness.sandbox.start import start
 
 REPLY_CAP = 1 << 20
 """The most bytes that one reply of a program may have."""
+
+UNSTARTED = "its process ended before the program began"
 
 
 class _Stop(BaseException):
@@ -63,7 +66,7 @@ def main() -> None:
 def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
     """One job -> its verdict.
 
-    job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap", "folder"}
+    job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap", "spaces", "folder"}
     """
     begin = time.monotonic()
     unparsable = _unparsable(job["program"])
@@ -71,9 +74,9 @@ def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
         return {"passed": False, "reason": unparsable, "seconds": time.monotonic() - begin}
     folder = tempfile.mkdtemp(dir=job["folder"])
     try:
-        if job["user"] is not None:
+        if job["user"] is not None and not (job["spaces"] or job["wrap"]):
             os.chown(folder, job["user"], job["user"])
-        program = _start(job, folder)
+        program = start(job, folder)
         started(program.pid)
         token = secrets.token_hex(16)
         receive, send = os.pipe()
@@ -88,6 +91,8 @@ def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     passed, reason = _verdict(said, token)
+    if reason == UNSTARTED:
+        return {"fault": reason}
     return {"passed": passed, "reason": reason, "seconds": time.monotonic() - begin}
 
 
@@ -107,32 +112,6 @@ def _verdict(said: bytes | None, token: str) -> tuple[bool, str]:
     if not secrets.compare_digest(mark.encode(), token.encode()):
         return False, "failed: the test ended without a verdict"
     return reason == "passed", reason
-
-
-def _start(job: dict[str, Any], folder: str) -> "subprocess.Popen[bytes]":
-    source = Path(guest.__file__).read_text() + "\nmain()\n"
-    user: dict[str, Any] = {}
-
-    def confine() -> None:
-        limits.die_with_parent()
-        limits.give_up_rights()
-        limits.set_limits(job["memory_mb"], int(job["timeout"]) + 1, files=32, processes=16)
-
-    if job["user"] is not None:
-        user = {"user": job["user"], "group": job["user"], "extra_groups": []}
-    command = [*job["wrap"], sys.executable, "-I", "-S", "-c", source]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        env={},
-        start_new_session=True,
-        preexec_fn=confine,
-        **user,
-    )
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes | None:
@@ -261,6 +240,10 @@ class _Caller:
 
     def ready(self) -> list[str]:
         """Hand over the program and wait for its definitions; the names that it says it defines."""
+        with contextlib.suppress(_Stop):
+            self._receive()
+        if self.stopped:
+            raise self._stop(UNSTARTED)
         self._send({"program": self.source})
         reply = self._receive()
         if "error" in reply:

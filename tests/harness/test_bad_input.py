@@ -187,7 +187,7 @@ def test_a_missing_suite_or_recipe_is_named(bench):
 
 def test_code_tasks_need_a_word_about_the_sandbox(folder, bench):
     (folder / "own.yaml").write_text(SUITE.replace("./quiz.yaml", "pocket_list_functions"))
-    refused(run(bench), "programs that models write are to be run", "write `sandbox: any`")
+    refused(run(bench), "programs that models write are to be run", "with `sandbox: any` in the suite")
 
 
 def test_merge_writes_a_folder_that_transformers_loads(folder, bench):
