@@ -177,11 +177,11 @@ def test_the_distance_is_of_neighbours_alone() -> None:
     value = REPRESENTATION["data_kernel"].value
     x, y = features(40, 5, 1), features(40, 9, 2)
     x[:20] += 4
-    facts = Probed({}, [x, 7 * x @ rotation(5, 3), y, x[:6]], {}, np.zeros((0, 0)))
+    facts = Probed({}, [x, 7 * x @ rotation(5, 3), y], {}, np.zeros((0, 0)))
     assert value(facts, 0, 1) == pytest.approx(0, abs=1e-9)
     far = value(facts, 0, 2)
     assert far is not None and far > 0.3 and value(facts, 2, 0) == pytest.approx(far, rel=1e-9)
-    assert value(facts, 3, 3) is None
+    assert value(Probed({}, [x[:6], x[:6]], {}, np.zeros((0, 0))), 0, 1) is None
 
 
 def test_the_item_test_finds_what_moved_and_little_else() -> None:
