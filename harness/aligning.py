@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from fusion import corpus
+from fusion import corpus, jsonl
 from fusion.align import Alignment, Cut, aligner
 from fusion.errors import RoundTripError
 from fusion.vocabulary import (
@@ -153,7 +153,7 @@ def _on_text(
 
 def _documents(path: Path) -> Iterable[str]:
     if path.suffix == ".jsonl":
-        return (corpus.text_of(document) for document in corpus.read_jsonl(path))
+        return (corpus.text_of(document) for document in jsonl.read_jsonl(path))
     try:
         return _stretches(path.read_bytes().decode())
     except OSError as error:

@@ -11,8 +11,9 @@ from fusion import statistics, teachers
 from fusion.builders import BUILDERS
 from fusion.builders.builder import Work
 from fusion.calibration import Collect
-from fusion.corpus import Document, Joined, read_jsonl
+from fusion.corpus import Document
 from fusion.digests import folder_digests
+from fusion.jsonl import Joined, read_jsonl
 from fusion.merge import write
 from fusion.methods import METHODS
 from fusion.modelref import Folder, ModelRef

@@ -28,8 +28,8 @@ import transformers
 from fusion import teachers
 from fusion.builders import BUILDERS
 from fusion.builders.builder import Builder, Work
-from fusion.corpus import Joined, read_jsonl
 from fusion.digests import folder_digests
+from fusion.jsonl import Joined, read_jsonl
 from fusion.merge import make_room
 from fusion.methods import METHODS
 from fusion.modelref import Delta, ModelRef

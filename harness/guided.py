@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fusion import statistics
 from fusion.calibration import META, Collect, statistics_key
-from fusion.corpus import read_jsonl
 from fusion.digests import folder_digests
+from fusion.jsonl import read_jsonl
 from fusion.methods import METHODS
 from fusion.modelref import Delta
 from fusion.params import build_at

@@ -249,7 +249,7 @@ def _by_texts(
     """The pairs by what the models make of documents; what they made of them is not kept."""
     import transformers
 
-    from fusion.corpus import read_jsonl
+    from fusion.jsonl import read_jsonl
     from fusion.kinship import probe
 
     # Ours is the one progress to be seen.

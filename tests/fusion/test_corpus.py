@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion import corpus, new_model
+from fusion import corpus, jsonl, new_model
 from fusion.errors import TrainingError
 
 DOCUMENTS = [{"prompt": "one and two\nis", "answer": " three"}, {"text": "the cat é 42"}, {"text": ""}]
@@ -23,7 +23,7 @@ def tokenizer():
 def test_read_jsonl_keeps_documents_and_drops_what_is_not_text_to_learn(tmp_path: Path) -> None:
     path = tmp_path / "mix.jsonl"
     path.write_text('{"text": "a", "id": 3}\n\n{"prompt": "b", "answer": " c"}\n', encoding="utf-8")
-    documents = corpus.read_jsonl(path)
+    documents = jsonl.read_jsonl(path)
     assert list(documents) == [{"text": "a"}, {"prompt": "b", "answer": " c"}]
     assert len(documents) == 2 and documents[-1] == documents[1] == {"prompt": "b", "answer": " c"}
     assert documents[1:] == [documents[1]] and documents[::-1] == [documents[1], documents[0]]
@@ -35,7 +35,7 @@ def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
     """What Unicode calls a line's end too is text to JSON."""
     path = tmp_path / "mix.jsonl"
     path.write_bytes('{"text": "a\u2028b\u0085c"}\r\n \t\r\n{"text": "d"}'.encode())
-    assert list(corpus.read_jsonl(path)) == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
+    assert list(jsonl.read_jsonl(path)) == [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
 
 
 def _rewritten(path: Path) -> None:
@@ -54,7 +54,7 @@ def _replaced(path: Path) -> None:
 def test_a_file_that_changes_is_not_read_on(tmp_path: Path, change: Callable[[Path], None], says: str) -> None:
     path = tmp_path / "mix.jsonl"
     path.write_text('{"text": "a"}\n{"text": "a"}\n')
-    documents = corpus.read_jsonl(path)
+    documents = jsonl.read_jsonl(path)
     change(path)
     with pytest.raises(TrainingError, match=rf"mix\.jsonl: {says}"):
         documents[1]
@@ -71,7 +71,7 @@ def test_a_corpus_larger_than_memory_would_do(tmp_path: Path) -> None:
     assert size > 35e6
     tracemalloc.start()
     try:
-        documents = corpus.read_jsonl(path)
+        documents = jsonl.read_jsonl(path)
         assert sum(1 for _ in documents) == 2000
         assert corpus.digest(documents).startswith("sha256:")
         peak = tracemalloc.get_traced_memory()[1]
@@ -81,7 +81,7 @@ def test_a_corpus_larger_than_memory_would_do(tmp_path: Path) -> None:
 
 
 def test_joined_corpora_are_one() -> None:
-    joined = corpus.Joined([DOCUMENTS, [], DOCUMENTS[:1]])
+    joined = jsonl.Joined([DOCUMENTS, [], DOCUMENTS[:1]])
     assert list(joined) == [*DOCUMENTS, DOCUMENTS[0]] == joined[:]
     assert len(joined) == 4 and joined[-1] == joined[3] == DOCUMENTS[0] and joined[1:3] == DOCUMENTS[1:]
     assert corpus.digest(joined) == corpus.digest([*DOCUMENTS, DOCUMENTS[0]])
@@ -104,12 +104,12 @@ def test_read_jsonl_says_which_line_is_wrong(tmp_path: Path, content: bytes, say
     path = tmp_path / "mix.jsonl"
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=says):
-        corpus.read_jsonl(path)
+        jsonl.read_jsonl(path)
 
 
 def test_read_jsonl_of_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"absent\.jsonl: cannot be read"):
-        corpus.read_jsonl(tmp_path / "absent.jsonl")
+        jsonl.read_jsonl(tmp_path / "absent.jsonl")
 
 
 def test_digest_depends_on_content_and_order_but_not_on_key_order() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from fusion import bits, corpus, new_model, reading, teachers
+from fusion import bits, corpus, jsonl, new_model, reading, teachers
 from fusion.errors import CheckpointError, FusionError
 
 DOCUMENTS = [{"text": f"{a} and {b} is {a}{b}"} for a in ("red", "blue", "1") for b in ("two", "three", "4")] * 2
@@ -408,7 +408,7 @@ def test_memory_is_that_of_a_block(model: Path, tmp_path: Path, monkeypatch: pyt
     for size in (8, 24, 96):  # the first fills caches
         path = tmp_path / f"{size}.jsonl"
         path.write_text("".join(json.dumps({"text": f"a{n} " * 400}) + "\n" for n in range(size)))
-        documents = corpus.read_jsonl(path)
+        documents = jsonl.read_jsonl(path)
         tracemalloc.start()
         try:
             store = teachers.write_store([model], documents, 5, path.with_suffix(""), nothing)
