@@ -9,13 +9,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from fusion.checkpoint import Checkpoint, Source, check_same
-from fusion.errors import CheckpointError, MismatchError, RecipeError
+from fusion.checkpoint import Source, check_same
+from fusion.errors import MismatchError, RecipeError
 from fusion.kinship.measure import Measure
 from fusion.kinship.moments import Extra, Moments, Place, find_moments, nothing
 from fusion.kinship.shared import LeftOut, in_common, misfits
+from fusion.packed import check_plain
 from fusion.params import did_you_mean
-from fusion.pickled import Pickled
 
 __all__ = ["WEIGHTS", "kinship", "misfits", "summary"]
 
@@ -188,13 +188,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 def _comparable(sources: Mapping[str, Source], common: bool) -> tuple[dict[str, Source], LeftOut | None]:
     """The models as they are compared. Raises MismatchError, and CheckpointError for packed weights."""
-    packed = [
-        name
-        for name, source in sources.items()
-        if isinstance(source, Checkpoint | Pickled) and "quantization_config" in source.config
-    ]
-    if packed:
-        raise CheckpointError(f"{', '.join(packed)}: quantised weights cannot be compared; give the model before that")
+    check_plain(sources, "compared")
     if common:
         return in_common(sources)
     try:

@@ -15,11 +15,11 @@ from torch import Tensor
 from fusion.adapter import Adapted
 from fusion.checkpoint import Checkpoint, Source, check_finite, check_same, read_config
 from fusion.embeddings import common_vocabulary, laid_over
-from fusion.errors import CheckpointError, MismatchError, RecipeError
+from fusion.errors import MismatchError, RecipeError
 from fusion.layout import Layout, Part
 from fusion.methods import METHODS
 from fusion.methods.call import BLOCK, Block, Blocks, Place, T, Visit
-from fusion.pickled import Pickled
+from fusion.packed import check_plain
 from fusion.recipe import Recipe, checked, torch_dtype
 from fusion.stream import in_order, one_thread
 from fusion.tokens import tokenizer_folder
@@ -60,7 +60,7 @@ class Merge:
         named = list(recipe.models if recipe.base is None else dict.fromkeys((recipe.base, *recipe.models)))
         self.first = parents[named[0]]
         self.donor: Path = self.first.donor
-        _check_plain({name: parents[name] for name in named})
+        check_plain({name: parents[name] for name in named}, "merged")
         sources = {name: parents[name] for name in named}
         # A model that only lends its tokenizer is a parent, too, and none of its weights are merged.
         lenders = {name: parent for name, parent in parents.items() if recipe.tokenizer and name not in sources}
@@ -242,18 +242,6 @@ def config_of(source: Source) -> dict[str, Any]:
 def reshapes(source: Source) -> bool:
     """Whether a model has another config or tokenizer than lies in its donor's folder."""
     return tokenizer_folder(source) != source.donor or config_of(source) != read_config(source.donor)
-
-
-def _check_plain(sources: Mapping[str, Source]) -> None:
-    """Raises CheckpointError where weights are packed: their numbers mean nothing without their scales."""
-    stored = {name: source.base if isinstance(source, Adapted) else source for name, source in sources.items()}
-    packed = [
-        name
-        for name, source in stored.items()
-        if isinstance(source, Checkpoint | Pickled) and "quantization_config" in source.config
-    ]
-    if packed:
-        raise CheckpointError(f"{', '.join(packed)}: quantised weights cannot be merged; give the model before that")
 
 
 def _devices(device: str) -> list[str]:
