@@ -5,6 +5,7 @@ Where the suite has a dev split its items are taken, so that kinship and the gai
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,20 @@ from harness.store import Entry
 
 FILE = "answers.npz"
 
-Answered = tuple[tuple[str, ...], Answers]
-"""Models, and their answers in that order."""
+
+@dataclass(frozen=True)
+class Answered:
+    """Models, their answers in that order, and how many items were left out: their score is no share from 0 to 1."""
+
+    models: tuple[str, ...]
+    answers: Answers
+    left_out: int
 
 
 def collect(plan: Plan, progress: Progress) -> Answered | None:
-    """(models, their answers) of every model of the suite that answered all items; None where fewer than two did.
+    """Of every model of the suite that answered all items; None where fewer than two did, or no item is right or wrong.
 
-    Replicates of a model are averaged. Items whose score is no share from 0 to 1 say nothing of right and wrong and are
-    left out.
+    Replicates of a model are averaged.
     """
     split = "dev" if plan.suite.dev_share else "test"
     found = {
@@ -42,7 +48,8 @@ def collect(plan: Plan, progress: Progress) -> Answered | None:
     judged = [all(0 <= one["score"] <= 1 for model in models for one in model[item]) for item in range(len(models[0]))]
     if not any(judged):
         return None
-    return tuple(complete), _side_by_side([[r for r, good in zip(m, judged, strict=True) if good] for m in models])
+    kept = [[records for records, good in zip(model, judged, strict=True) if good] for model in models]
+    return Answered(tuple(complete), _side_by_side(kept), len(judged) - sum(judged))
 
 
 def _records(plan: Plan, progress: Progress, names: Sequence[str], split: str) -> list[list[Mapping[str, Any]]] | None:
@@ -105,14 +112,8 @@ def answers(run_dir: Path, names: Sequence[str]) -> Answers:
                 f"{run_dir.name} has no answers of {', '.join(missing)}: they are no models of it, or it did not score "
                 f"all their items; it has {', '.join(known)}"
             )
-        at = [known.index(name) for name in names]
-        probs = kept["probs"][at]
-        return Answers(
-            right=kept["right"][at],
-            probs=probs if probs.size else None,
-            options=kept["options"],
-            correct=kept["correct"],
-        )
+        every = Answers(kept["right"], kept["probs"] if kept["probs"].size else None, kept["options"], kept["correct"])
+        return every.of([known.index(name) for name in names])
 
 
 def pairs(names: Sequence[str], found: Answers, measures: Sequence[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion.kinship import MEASURES
-from fusion.kinship.behaviour import Answers
 from fusion.kinship.weights import summary
 from harness import answers
 from harness.answers import Answered
@@ -21,7 +20,8 @@ def collect(plan: Plan, progress: Progress, found: Answered | None) -> dict[str,
     """Every pair of models that was compared.
 
     {"weights": {base: {"pairs": [row], "lineage": {model: ...}}}, "texts": [row], "records": [row]}; a row is {"a",
-    "b", measure: value, ...}, a before b in sorted order. Empty where no kinship is asked for.
+    "b", measure: value, ...}, a before b in sorted order; "items_left_out" counts the items that records' kinship is
+    not of, because their score is no share. Empty where no kinship is asked for.
     """
     if not plan.kinship:
         return {}
@@ -39,6 +39,7 @@ def collect(plan: Plan, progress: Progress, found: Answered | None) -> dict[str,
         "weights": {base: {**kept, "pairs": _listed(kept["pairs"])} for base, kept in weights.items()},
         "texts": _listed(texts),
         "records": _records(plan, found),
+        **({"items_left_out": found.left_out} if found is not None and found.left_out else {}),
     }
 
 
@@ -58,12 +59,8 @@ def _records(plan: Plan, found: Answered | None) -> list[dict[str, Any]]:
     wanted = measures(plan.suite, "records")
     if found is None or not wanted:
         return []
-    asked = set(known(plan.kinship))
-    names, kept = found
-    mine = sorted(name for name in names if name in asked)
-    at = [names.index(name) for name in mine]
-    probs = None if kept.probs is None else kept.probs[at]
-    return answers.pairs(mine, Answers(kept.right[at], probs, kept.options, kept.correct), wanted)
+    mine = sorted(set(found.models) & set(known(plan.kinship)))
+    return answers.pairs(mine, found.answers.of([found.models.index(name) for name in mine]), wanted)
 
 
 def of_candidate(plan: Plan, progress: Progress, name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def write(run_dir: Path, record: Record, plan: Plan) -> Path:
         if packed:
             write_whole(folder / f"{file_name(name)}.json", json.dumps({"model": name, "scores": packed}))
     if record.answers is not None:
-        answers.write(run_dir, *record.answers)
+        answers.write(run_dir, record.answers.models, record.answers.answers)
     if record.kinship:
         write_whole(run_dir / kinship_rows.FILE, json.dumps(record.kinship, allow_nan=False))
     path = run_dir / "results.json"

@@ -4,6 +4,7 @@ CAPA, error consistency and flips come from the records that an evaluation keeps
 distributions and cross-likelihood from texts that the models read (`probe.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,11 @@ class Answers:
                 f"answer of model {model} to item {item}: the probabilities of its choices sum to "
                 f"{sums[model, item]}, expected 1"
             )
+
+    def of(self, models: Sequence[int]) -> "Answers":
+        """The answers of some of the models, given by their positions, in that order."""
+        probs = None if self.probs is None else self.probs[list(models)]
+        return Answers(self.right[list(models)], probs, self.options, self.correct)
 
 
 def capa(answers: Answers, a: int, b: int) -> float | None:

@@ -58,7 +58,8 @@ def _record(options: int, right: float) -> dict:
 
 
 def test_answers_are_of_dev_items_and_replicates_are_averaged(run):
-    names, found = answers.collect(*run)
+    answered = answers.collect(*run)
+    names, found = answered.models, answered.answers
     assert names == ("a", "b", "c")
     assert found.options.tolist() == [4, 2, 4, 0, 0, 0] and found.correct.tolist() == [0, 0, 0, -1, -1, -1]
     assert found.right[:, 3].tolist() == pytest.approx([0.9, 0.6, 0.6]) and (found.right[:, :3] == 1).all()
@@ -70,13 +71,13 @@ def test_answers_are_of_dev_items_and_replicates_are_averaged(run):
 def test_without_a_dev_split_they_are_of_the_test_items(run):
     plan, progress = run
     plan.suite.dev_share = 0.0
-    assert answers.collect(plan, progress)[1].right[0, 3] == pytest.approx(0.85)
+    assert answers.collect(plan, progress).answers.right[0, 3] == pytest.approx(0.85)
 
 
 def test_a_model_that_lacks_an_item_has_no_answers_and_one_alone_is_none(run):
     plan, progress = run
     del progress.done["judge c@2 g/essay/dev.0"]
-    assert answers.collect(plan, progress)[0] == ("a", "b")
+    assert answers.collect(plan, progress).models == ("a", "b")
     del progress.done["judge b g/quiz/dev.0"]
     assert answers.collect(plan, progress) is None
 
@@ -85,11 +86,14 @@ def test_a_score_that_is_no_share_says_nothing_of_right_and_wrong(run, tmp_path)
     plan, progress = run
     block = progress.done["judge b g/essay/dev.0"].path / "scores.json"
     block.write_text(json.dumps([{"score": value, "also": {}} for value in (0.5, 17.0, 0.25, 0.0)]))
-    assert answers.collect(plan, progress)[1].right.shape == (3, 5)
+    found = answers.collect(plan, progress)
+    assert found.answers.right.shape == (3, 5) and found.left_out == 1
+    assert kinship_rows.collect(plan, progress, found)["items_left_out"] == 1
 
 
 def test_a_run_folder_gives_them_back(run, tmp_path):
-    names, found = answers.collect(*run)
+    answered = answers.collect(*run)
+    names, found = answered.models, answered.answers
     answers.write(tmp_path, names, found)
     kept = answers.answers(tmp_path, ["c", "a"])
     assert np.array_equal(kept.right, found.right[[2, 0]]) and np.array_equal(kept.probs, found.probs[[2, 0]])
@@ -106,7 +110,8 @@ def test_a_run_folder_gives_them_back(run, tmp_path):
 def test_without_choices_there_are_no_probabilities(run, tmp_path):
     plan, progress = run
     plan.facts.groups["g"] = ("essay",)
-    names, found = answers.collect(plan, progress)
+    answered = answers.collect(plan, progress)
+    names, found = answered.models, answered.answers
     answers.write(tmp_path, names, found)
     assert found.probs is None and answers.answers(tmp_path, ["a", "b"]).probs is None
     assert answers.pairs(names, found, ["capa"])[0] == {"a": "a", "b": "b", "capa": None}
