@@ -14,6 +14,7 @@ from fusion.errors import CheckpointError
 from fusion.kinship import lowrank, subspaces
 from fusion.kinship.weights import kinship
 from tests.fusion.models import save_plain
+from tests.fusion.plain_vectors import plain
 from tests.fusion.test_adapter import DOWN, EMBED, PREFIX, Q, base_tensors, lora, normal, product, save_adapter
 
 GRAM = ("pcc", "cosine", "euclidean", "relative_euclidean", "norm_ratio")
@@ -21,17 +22,6 @@ GRAM = ("pcc", "cosine", "euclidean", "relative_euclidean", "norm_ratio")
 
 def flat(base: dict[str, Tensor], changes: dict[str, Tensor]) -> np.ndarray:
     return torch.cat([changes.get(name, torch.zeros(base[name].shape)).double().reshape(-1) for name in base]).numpy()
-
-
-def expected(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    lengths = np.linalg.norm(x), np.linalg.norm(y)
-    return {
-        "pcc": float(np.corrcoef(x, y)[0, 1]),
-        "cosine": float(x @ y / lengths[0] / lengths[1]),
-        "euclidean": float(np.linalg.norm(x - y)),
-        "relative_euclidean": float(np.linalg.norm(x - y) / np.sqrt(lengths[0] * lengths[1])),
-        "norm_ratio": float(min(lengths) / max(lengths)),
-    }
 
 
 def folder(tmp_path: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], Path]:
@@ -61,7 +51,7 @@ def test_pairs_of_adapters_are_as_the_dense_answer_in_float64(tmp_path: Path, dt
     models = {name: Adapted(Checkpoint(path), adapter) for name, adapter in folders.items()}
     rows = kinship(models, Checkpoint(path), GRAM)
     for row, (one, other) in zip(rows, combinations(deltas, 2), strict=True):
-        wanted = expected(flat(base, deltas[one]), flat(base, deltas[other]))
+        wanted = plain(flat(base, deltas[one]), flat(base, deltas[other]))
         assert {measure: row[measure] for measure in GRAM} == pytest.approx(wanted, rel=1e-10, abs=1e-12)
 
 
@@ -99,7 +89,7 @@ def test_what_adapters_have_in_common_is_by_their_factors_too(tmp_path: Path) ->
     tensors = {"x": {**lora(Q, 6, 4, seed=1), **longer}, "y": lora(Q, 6, 4, seed=5)}
     models = {name: Adapted(Checkpoint(path), save_adapter(tmp_path / name, one)) for name, one in tensors.items()}
     [row] = kinship(models, Checkpoint(path), GRAM, common=True)
-    wanted = expected(*(flat(base, {f"{Q}.weight": 4 * product(one, Q)}) for one in tensors.values()))
+    wanted = plain(*(flat(base, {f"{Q}.weight": 4 * product(one, Q)}) for one in tensors.values()))
     assert {measure: row[measure] for measure in GRAM} == pytest.approx(wanted, rel=1e-10)
     assert row["left_out"] == {"tensors": 0, "rows": 3}
 
@@ -115,7 +105,7 @@ def test_adapters_beside_full_models_and_changes_that_are_no_products(tmp_path: 
     [row] = kinship(models, Checkpoint(path), GRAM)
     added = {f"{Q}.weight": 4 * product(bias, Q), f"{Q}.bias": 4 * bias[f"{PREFIX}{Q}.lora_B.bias"].double()}
     other = {name: full[name].double() - base[name].double() for name in base}
-    wanted = expected(flat(base, added), flat(base, other))
+    wanted = plain(flat(base, added), flat(base, other))
     # The adapter's sum with its base is a float32 model here.
     assert {measure: row[measure] for measure in GRAM} == pytest.approx(wanted, rel=1e-6)
 

@@ -13,6 +13,7 @@ from fusion.kinship.moments import find_moments, nothing
 from fusion.kinship.weights import WEIGHTS, kinship, summary
 from fusion.methods.trim import kept_count
 from tests.fusion.models import Memory
+from tests.fusion.plain_vectors import plain, plain_signs
 
 SHAPES = {
     "model.embed_tokens.weight": (50, 16),
@@ -48,22 +49,6 @@ def delta(model: Memory, base: Memory, names: list[str]) -> np.ndarray:
     return torch.cat([(model.tensors[name] - base.tensors[name]).reshape(-1) for name in names]).numpy()
 
 
-def plain(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    lengths = np.linalg.norm(x), np.linalg.norm(y)
-    both = (x != 0) & (y != 0)
-    agreement = float((np.sign(x) == np.sign(y))[both].mean())
-    p, q = float((x[both] > 0).mean()), float((y[both] > 0).mean())
-    return {
-        "pcc": float(np.corrcoef(x, y)[0, 1]),
-        "cosine": float(x @ y / lengths[0] / lengths[1]),
-        "euclidean": float(np.linalg.norm(x - y)),
-        "relative_euclidean": float(np.linalg.norm(x - y) / np.sqrt(lengths[0] * lengths[1])),
-        "norm_ratio": float(min(lengths) / max(lengths)),
-        "sign_agreement": agreement,
-        "sign_excess": agreement - (p * q + (1 - p) * (1 - q)),
-    }
-
-
 CHEAP = [name for name in WEIGHTS if name not in ("top_agreement", "subspace_overlap")]
 
 
@@ -71,7 +56,7 @@ def test_all_pairs_agree_with_the_plain_versions() -> None:
     models, base = family(3)
     for row in kinship(models, base, CHEAP):
         x, y = (delta(models[row[side]], base, list(SHAPES)) for side in "ab")
-        for measure, value in plain(x, y).items():
+        for measure, value in {**plain(x, y), **plain_signs(x, y)}.items():
             assert row[measure] == pytest.approx(value, rel=1e-12), measure
 
 
@@ -91,7 +76,8 @@ def test_layers_and_kinds_are_those_tensors_by_themselves() -> None:
     for key, parts in groups.items():
         assert sorted(row[key]) == sorted(parts)
         for part, names in parts.items():
-            expected = plain(*(delta(model, base, names) for model in models.values()))
+            x, y = (delta(model, base, names) for model in models.values())
+            expected = {**plain(x, y), **plain_signs(x, y)}
             assert row[key][part] == {measure: pytest.approx(expected[measure], rel=1e-10) for measure in CHEAP}
 
 
