@@ -16,8 +16,7 @@ from fusion.checkpoint import Checkpoint
 from fusion.corpus import Document
 from fusion.digests import folder_digests
 from fusion.layout import layers_of
-
-Progress = Callable[[int, int], None]
+from fusion.training import Progress
 
 
 def collect_fisher(

@@ -28,7 +28,8 @@ from fusion.corpus import Document, Loss
 from fusion.errors import FusionError, RecipeError
 from fusion.listening import Column, Reading, Voice
 from fusion.mixing import Fusion
-from fusion.teachers import Progress, Store
+from fusion.teachers import Store
+from fusion.training import Progress
 from fusion.vocabulary import Alignments, Compat
 
 # Tokens that are fused at a time: bounds the memory, changes no target.

@@ -21,8 +21,7 @@ from fusion.digests import folder_digests
 from fusion.errors import FusionError
 from fusion.layerwise import Batch, Decoder
 from fusion.methods.regmean import Gram
-
-Progress = Callable[[int, int], None]
+from fusion.training import Progress
 
 OUTSIDE = "outside"
 # Text on which running layer by layer is compared with running the model.

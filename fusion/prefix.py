@@ -16,12 +16,13 @@ from fusion.checkpoint import Checkpoint, check_same
 from fusion.corpus import Document
 from fusion.digests import folder_digests
 from fusion.errors import MismatchError
-from fusion.grams import OUTSIDE, Live, Progress, add_grams, layer_group
+from fusion.grams import OUTSIDE, Live, add_grams, layer_group
 from fusion.layerwise import Batch
 from fusion.methods import regmean
 from fusion.methods.call import Place
 from fusion.methods.regmean import Gram
 from fusion.stream import one_thread
+from fusion.training import Progress
 
 Chosen = Callable[[str], bool]  # by a live parameter's name
 

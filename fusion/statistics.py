@@ -17,10 +17,11 @@ from fusion.calibration import FORMAT, META, Collect, statistics_key
 from fusion.corpus import Document
 from fusion.errors import FusionError
 from fusion.fisher_information import collect_fisher
-from fusion.grams import Progress, collect_grams, unpack
+from fusion.grams import collect_grams, unpack
 from fusion.methods.fisher import Fisher
 from fusion.methods.regmean import Gram
 from fusion.prefix import collect_prefix
+from fusion.training import Progress
 
 __all__ = [
     "KINDS",

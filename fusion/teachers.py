@@ -13,7 +13,7 @@ into memory.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,7 @@ from fusion.digests import config_digest, model_digest, tokenizer_digest, weight
 from fusion.errors import FusionError
 from fusion.reading import Reader
 from fusion.tokens import same_tokens
-
-Progress = Callable[[int, int], None]  # (done, total)
+from fusion.training import Progress
 
 META = "meta.json"
 TOP = "top.bin"

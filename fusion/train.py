@@ -15,9 +15,9 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from fusion import corpus, packing
-from fusion.corpus import Document, Loss, Rows
+from fusion.corpus import Document, Rows
 from fusion.distill import CausalLM, Objective
 from fusion.errors import TrainingError
 from fusion.trainer_arguments import check_trainer
-from fusion.watch import Progress as Progress
+from fusion.training import Progress, Settings
 from fusion.watch import Watch, check_weights, matrix_peak, over_processes
 
 LOG = logging.getLogger(__name__)
@@ -40,29 +40,6 @@ SMALLER = (
     "weights, gradients and optimizer must fit beside one row: try trainer: {gradient_checkpointing: true}, a shorter "
     "context, precision: bfloat16, or several GPUs by `torchrun ... -m harness fuse` with trainer: {fsdp: true}"
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train: `steps` of `batch_size` rows of `context` tokens, or `epochs`; `warmup` is a share of the steps.
-
-    `batch_size` counts the rows of a whole step, whoever computes them: processes share them and
-    `gradient_accumulation_steps` cut them, and neither changes what is learnt. `trainer`: further arguments of
-    transformers' TrainingArguments by their names (weight_decay, gradient_checkpointing, fsdp, deepspeed, ...).
-    """
-
-    steps: int | None = None
-    epochs: float | None = None  # rounded up to a whole step
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    context: int = 128
-    seed: int = 0
-    loss: Loss = "all"
-    warmup: float = 0.05
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; weights stay float32
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    log_every: int = 10
-    save_every: int = 100  # checkpoints; rounded up to a multiple of log_every
 
 
 def train(

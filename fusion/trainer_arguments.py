@@ -6,8 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from transformers import TrainingArguments
-
 from fusion.errors import TrainingError
 from fusion.params import did_you_mean
 
@@ -88,6 +86,11 @@ def with_files(trainer: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Raises TrainingError for arguments that Trainer does not have, that are ours to set, or of another type."""
+    if not trainer:
+        return
+    # Seconds to import, for what few recipes set.
+    from transformers import TrainingArguments
+
     known = {field.name for field in fields(TrainingArguments)}
     hints = get_type_hints(TrainingArguments)
     problems = [found for name, value in trainer.items() if (found := _problem(name, value, known, hints))]

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fusion.errors import TrainingError
-
-Progress = Callable[[int, int], None]  # (done, total)
+from fusion.training import Progress
 
 MARK = "fuse_bench.json"
 

@@ -9,8 +9,8 @@ from fusion.corpus import Document
 from fusion.errors import RecipeError
 from fusion.packing import positions
 from fusion.params import param
-from fusion.train import Progress, Settings
 from fusion.trainer_arguments import check_trainer
+from fusion.training import Progress, Settings
 
 # The longest row, where the model could take more and the recipe does not say.
 LONGEST = 2048

@@ -4,7 +4,6 @@ from typing import Any
 
 from fusion import teachers
 from fusion.builders.builder import Training, Work, check_training, settings
-from fusion.train import train
 
 FORMULA = "L = L_CLM"
 PAPER = "the control of Wan et al., ICLR 2024, arXiv:2401.10491"
@@ -17,6 +16,8 @@ def run(work: Work) -> dict[str, Any]:
 
     Raises RecipeError for parameters that exclude each other, TrainingError as `train` does.
     """
+    from fusion.train import train
+
     params: Training = work.params
     check_training(params, 0)
     model, tokenizer = teachers.load(work.target)

@@ -10,7 +10,7 @@ from fusion import distill, fused, teachers
 from fusion.builders.builder import Distilling, Work, settings
 from fusion.errors import RecipeError
 from fusion.fused import How, Source
-from fusion.train import Progress, train
+from fusion.training import Progress
 
 
 def distil(work: Work, sources: Sequence[tuple[str, Sequence[Path]]], how: How) -> dict[str, Any]:
@@ -20,6 +20,8 @@ def distil(work: Work, sources: Sequence[tuple[str, Sequence[Path]]], how: How) 
     that the target's vocabulary does not have, FusionError for stores of other models and what `fuse` refuses,
     TrainingError as `train` does.
     """
+    from fusion.train import train
+
     params: Distilling = work.params
     tokenizer = teachers.load_tokenizer(work.target)
     if len(tokenizer) <= params.top_k:

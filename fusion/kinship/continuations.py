@@ -20,7 +20,7 @@ from fusion import corpus
 from fusion.corpus import Document, prompt_of, text_of
 from fusion.packing import packs, positions
 from fusion.reading import FORWARD, LONGEST, Reader
-from fusion.teachers import Progress
+from fusion.training import Progress
 from fusion.vocabulary import Vocabulary, read_vocabulary
 
 # Tokens of a continuation, or half of the model's context where that is less.

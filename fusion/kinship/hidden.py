@@ -21,7 +21,7 @@ from fusion.corpus import Document, text_of
 from fusion.errors import FusionError
 from fusion.packing import positions
 from fusion.reading import FORWARD, LONGEST
-from fusion.teachers import Progress
+from fusion.training import Progress
 
 # Numbers in the hidden states of one forward pass, over all layers, at most.
 STATES = 1 << 28

@@ -29,7 +29,7 @@ from fusion.kinship.behaviour import BEHAVIOUR
 from fusion.kinship.probed import Divergence, Pair, Probed
 from fusion.kinship.representation import REPRESENTATION, cka_by_layer
 from fusion.params import did_you_mean
-from fusion.teachers import Progress
+from fusion.training import Progress
 
 MEASURES = {name: measure for name, measure in {**REPRESENTATION, **BEHAVIOUR}.items() if measure.needs == "texts"}
 # Which part of a probe each measure needs.

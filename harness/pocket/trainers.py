@@ -13,7 +13,7 @@ from .item import Document
 from .texts import documents
 
 if TYPE_CHECKING:
-    from fusion.train import Settings
+    from fusion.training import Settings
 
 Progress = Callable[[int, int], None]  # (done, total)
 SizeName = Literal["pocket", "tiny"]
@@ -117,7 +117,7 @@ class Course:
         return documents(mixtures.shares(self.groups), count, random.Random(f"{self.who} {self.seed}"))
 
     def settings(self) -> "Settings":
-        from fusion.train import Settings
+        from fusion.training import Settings
 
         return Settings(
             steps=self.steps,
