@@ -20,6 +20,7 @@ a row of it stand in one document.
 A corpus is read once and may be larger than memory (`ngrams.py`).
 """
 
+import tempfile
 import textwrap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from harness.ngrams import Item, N, Shared, words_of
 from harness.plan import unique_ids
 from harness.pocket import CORPORA
 from harness.stats import Scores
-from harness.tasks import files, find, load
+from harness.tasks import files, load, sources
 
 EXAMPLES = 3
 RULE = (
@@ -117,12 +118,13 @@ def overlap_report(corpus: str, tasks: Sequence[str], folder: Path, seed: int, t
     if corpus.startswith("pocket/") and corpus not in CORPORA:
         raise UsageError(f"there is no corpus '{corpus}'; {did_you_mean(corpus, CORPORA)}")
     documents = read_corpus(corpus if corpus in CORPORA else str(folder / Path(corpus).expanduser()), seed)
-    sources: dict[str, Path] = {}
-    for path in find(tasks, folder).values():
-        name = files.read(path, trust).name
-        if sources.setdefault(name, path) != path:
-            raise TaskError(f"two files define task '{name}': {sources[name]} and {path}")
-    found = search(sources, documents, trust)
+    with tempfile.TemporaryDirectory(prefix="fuse-bench-") as cache:
+        paths: dict[str, Path] = {}
+        for path in sources(tasks, folder, Path(cache), trust).values():
+            name = files.read(path, trust).name
+            if paths.setdefault(name, path) != path:
+                raise TaskError(f"two files define task '{name}': {paths[name]} and {path}")
+        found = search(paths, documents, trust)
     return {
         "corpus": corpus,
         "documents": len(documents),

@@ -1,30 +1,29 @@
 """The tasks that models are scored on: lm-eval task files, shipped or the user's own.
 
-    find(names, base_dir)              names and paths -> task files
+    sources(names, base_dir, cache)    names and paths -> task files; groups and tags -> those of their tasks
     describe(names, base_dir, cache)   what each task is and which items it has; reads data once, then a cached JSON
     describe_here(...)                 the same without the network, and what is not here
     describe_text(name, source)        a text that models are measured on, as a task
 
 A task file may say more about itself under lm-eval's `metadata`: `version`, `chance` (the score of guessing), `kind`
-(likelihood, generate or code), `metric` (the one that counts). A code task has HumanEval's fields prompt, test (with
-`check(candidate)`) and entry_point; its programs run in `harness.sandbox`. Nothing here imports torch or lm-eval until
-a task is described for the first time.
+(likelihood, generate or code), `metric` (the one that counts), `rows` (what the rows of a code task are like:
+humaneval, mbpp or multiple; `rows.CODE_FIELDS` has their fields) and `language` (of its programs). Programs run in
+`harness.sandbox`. Nothing here imports torch or lm-eval until a task is described for the first time.
 """
 
-import difflib
-import functools
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import TaskError
-from harness.tasks import files, texts
+from harness.tasks import derived, files, names, texts
+from harness.tasks.local import Given
+from harness.tasks.names import benchmarks, find, shipped
 
-SCHEMA = 1
+__all__ = ["Task", "benchmarks", "describe", "describe_here", "describe_text", "distinct", "shipped", "sources"]
+SCHEMA = 2
 """Of the cached descriptions."""
 
 
@@ -32,9 +31,11 @@ SCHEMA = 1
 class Task:
     """What decides a task's scores, and what they mean.
 
-    name: its `task:`. source: its file. digest: over YAML, included files, data, lm-eval's version. kind: likelihood,
-    generate, code or text. metric: what counts; also: further means over items. chance: the score of guessing, if
-    known. items: the hash of every document, in doc_id order.
+    name: its `task:`. source: its file, or the one that was derived from it. digest: over YAML, included files, data,
+    lm-eval's version. kind: likelihood, generate, code or text. metric: what counts; also: further means over items.
+    chance: the score of guessing, if known. items: the hash of every document, in doc_id order. language: of its
+    programs. data, prompts: digests of the documents, and of every text that is asked with. revision: the data set's
+    commit on the hub, if it is known. unanswerable: items with no right choice, which every model has wrong.
     """
 
     name: str
@@ -48,79 +49,68 @@ class Task:
     chance: float | None
     shots: int
     items: tuple[str, ...]
+    language: str | None = None
+    data: str = ""
+    prompts: str = ""
+    revision: str | None = None
+    unanswerable: int = 0
 
 
-def shipped() -> dict[str, Path]:
-    """The tasks that come with the bench, by name."""
-    folder = Path(__file__).resolve().parents[2] / "suites"
-    return files.names_in(folder / "pocket")
+def sources(
+    asked: Iterable[str],
+    base_dir: Path,
+    cache: Path,
+    trust: bool = False,
+    data: Given = None,
+    metric: str | None = None,
+) -> dict[str, Path]:
+    """The file of every task by the name it was asked for; of a group or a tag, those of its tasks.
 
-
-@functools.cache
-def builtin() -> dict[str, Path]:
-    """lm-eval's own tasks and groups, by name (a scan of its 14,000 files: seconds the first time)."""
-    return files.names_in(files.builtin_folder())
-
-
-def find(names: Iterable[str], base_dir: Path) -> dict[str, Path]:
-    """The file of every task, by the name it was asked for.
-
-    A name with a slash or ending in .yaml is a path relative to `base_dir`. Other names are shipped tasks, and if none
-    matches lm-eval's; a group of lm-eval's is replaced by its tasks. Raises TaskError with near names.
+    A name with a slash or ending in .yaml is a path relative to `base_dir`. `cache`: a folder for what is dear to
+    compute, and for the files of tasks that are derived from others: it must stay while they are used. `trust`: tasks
+    may run code of their own (`!function`). `data`: where local data are, before those of FUSE_BENCH_DATA (`local.py`).
+    `metric`: the score that counts, of all the tasks. Raises TaskError, for an unknown name with near ones.
     """
-    found: dict[str, Path] = {}
-    for name in names:
-        found |= _find(name, Path(base_dir))
-    return found
+    found = find(asked, base_dir, cache)
+    return {name: derived.derive(one, Path(cache), data, metric, trust) for name, one in found.items()}
 
 
-def _find(name: str, base_dir: Path) -> dict[str, Path]:
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        path = (base_dir / name).expanduser()
-        if not path.is_file():
-            raise TaskError(f"no task file {path}{_near(path.name, [one.name for one in path.parent.glob('*.y*ml')])}")
-        return {name: path.resolve()}
-    own = shipped()
-    if name in own:
-        return {name: own[name]}
-    known = builtin()
-    if name not in known:
-        raise TaskError(f"unknown task '{name}'{_near(name, [*own, *known])}")
-    inside = files.members(known[name])
-    if inside is None:
-        return {name: known[name]}
-    return {task: path for member in inside for task, path in _find(member, base_dir).items()}
+def describe(
+    asked: Iterable[str],
+    base_dir: Path,
+    cache: Path,
+    trust: bool = False,
+    data: Given = None,
+    metric: str | None = None,
+) -> dict[str, Task]:
+    """Every task by the name it was asked for, with its items; arguments as of `sources`.
 
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
-
-
-def describe(names: Iterable[str], base_dir: Path, cache: Path, trust: bool = False) -> dict[str, Task]:
-    """Every task by the name it was asked for, with its items.
-
-    `trust`: tasks may run code of their own (`!function`). Raises TaskError for whatever keeps a task from being
-    scored, and for two files that define one task.
+    Raises TaskError for whatever keeps a task from being scored, and for two files that define one task.
     """
-    return distinct({name: _describe(path, Path(cache), trust) for name, path in find(names, base_dir).items()})
+    paths = sources(asked, base_dir, cache, trust, data, metric)
+    return distinct({name: _describe(path, Path(cache), trust) for name, path in paths.items()})
 
 
 def describe_here(
-    names: Iterable[str], base_dir: Path, cache: Path, trust: bool = False
+    asked: Iterable[str],
+    base_dir: Path,
+    cache: Path,
+    trust: bool = False,
+    data: Given = None,
+    metric: str | None = None,
 ) -> tuple[dict[str, Task], dict[str, tuple[int, int]]]:
     """As `describe`, but nothing is fetched: also how many tasks of an asked name have no data here, of how many."""
     tasks: dict[str, Task] = {}
     absent: dict[str, tuple[int, int]] = {}
-    for asked in names:
-        paths = find([asked], base_dir)
+    for one in asked:
+        paths = sources([one], base_dir, cache, trust, data, metric)
         here = {}
         for name, path in paths.items():
             task = _describe_here(path, Path(cache), trust)
             if task is not None:
                 here[name] = task
         if len(here) < len(paths):
-            absent[asked] = (len(paths) - len(here), len(paths))
+            absent[one] = (len(paths) - len(here), len(paths))
         tasks |= here
     return distinct(tasks), absent
 
@@ -142,7 +132,7 @@ def describe_text(name: str, source: str) -> Task:
         name=name,
         source=source,
         version="1",
-        digest="sha256:" + hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+        digest=_digest(*ids),
         output_type="loglikelihood",
         kind="text",
         metric="bits_per_byte",
@@ -150,6 +140,7 @@ def describe_text(name: str, source: str) -> Task:
         chance=None,
         shots=0,
         items=ids,
+        data=_digest(*ids),
     )
 
 
@@ -168,13 +159,15 @@ def _describe_here(path: Path, cache: Path, trust: bool) -> Task | None:
 
 def _describe(path: Path, cache: Path, trust: bool) -> Task:
     definition = files.read(path, trust)
-    key = hashlib.sha256(f"{SCHEMA} {definition.digest()}".encode()).hexdigest()
-    kept = cache / f"task-{key}.json"
+    # The 1 is of the digests, which stay what they are when more is kept in a description.
+    key = hashlib.sha256(f"1 {definition.digest()}".encode()).hexdigest()
+    told = hashlib.sha256(f"{SCHEMA} {key} {definition.config.get('counts')}".encode()).hexdigest()
+    kept = cache / f"task-{told}.json"
     try:
         record = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = asdict(_read(path, trust, key))
-        _write(kept, json.dumps(record))
+        names.write(kept, json.dumps(record))
     tuples = {name: tuple(record[name]) for name in ("also", "items")}
     return Task(**(record | tuples | {"source": str(definition.path)}))
 
@@ -184,11 +177,12 @@ def _read(path: Path, trust: bool, key: str) -> Task:
 
     loaded = load.load(path, trust)
     config = loaded.definition.config
+    metadata = config.get("metadata") or {}
     return Task(
         name=loaded.definition.name,
         source=str(path),
-        version=str((config.get("metadata") or {}).get("version", "0")),
-        digest="sha256:" + hashlib.sha256("\n".join((key, *loaded.ids)).encode()).hexdigest(),
+        version=str(metadata.get("version", "0")),
+        digest=_digest(key, *loaded.ids),
         output_type=str(loaded.task.OUTPUT_TYPE),
         kind=loaded.kind,
         metric=loaded.scores[0].label,
@@ -196,12 +190,13 @@ def _read(path: Path, trust: bool, key: str) -> Task:
         chance=load.chance(loaded),
         shots=int(config.get("num_fewshot") or 0),
         items=loaded.ids,
+        language=str(metadata.get("language", "python")) if loaded.kind == "code" else None,
+        data=_digest(*loaded.ids),
+        prompts=load.prompts_digest(loaded),
+        revision=load.revision(loaded),
+        unanswerable=loaded.unanswerable,
     )
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".task-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(name, path)
+def _digest(*lines: str) -> str:
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -22,6 +22,15 @@ from harness.errors import TaskError
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 """`dataset_path` values that mean a file format, not a data set."""
 
+SHIPPED = Path(__file__).resolve().parents[2] / "suites"
+"""Where the bench keeps its own tasks."""
+
+MADE = b"# Made by fuse-bench: a task's file, and what is said over it."
+"""The first line of a file that `derived.py` makes."""
+
+NOT_COUNTED = "  # not in the task's digest"
+"""How a line of such a file ends that says where things lie, or which score counts."""
+
 _REMOTE = re.compile(r"^[a-z0-9+]+://")
 
 
@@ -57,6 +66,16 @@ class Definition:
         return str(self.config["task"])
 
     @property
+    def origin(self) -> Path:
+        """The task's own file, which a file that was made from it includes first."""
+        return self.sources[1] if is_made(self.path) else self.path
+
+    @property
+    def place(self) -> str:
+        """Where a fault of the task is to be mended."""
+        return str(self.path) if self.origin == self.path else f"{self.origin} (task '{self.name}')"
+
+    @property
     def eval_split(self) -> str:
         """The split that is scored: test, else validation."""
         return str(self.config.get("test_split") or self.config.get("validation_split"))
@@ -67,14 +86,22 @@ class Definition:
 
     def digest(self) -> str:
         """Of the contents of all files, their order and lm-eval's version; where they lie does not count."""
-        total = hashlib.sha256(importlib.metadata.version("lm_eval").encode())
+        total = hashlib.sha256(lm_eval_version().encode())
         for path in self.files():
-            total.update(hashlib.sha256(path.read_bytes()).digest())
+            content = _counted(path)
+            if content:
+                total.update(hashlib.sha256(content).digest())
         return total.hexdigest()
 
     def signature(self) -> tuple[tuple[str, int, int], ...]:
         """A quick stand-in for the digest within one process: path, time and size of every file."""
         return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in self.files())
+
+
+@functools.cache
+def lm_eval_version() -> str:
+    """The version of the lm-eval that is installed."""
+    return importlib.metadata.version("lm_eval")
 
 
 @functools.cache
@@ -92,9 +119,10 @@ def read(path: Path, trust: bool = False) -> Definition:
     if "group" in config or not isinstance(config.get("task"), str):
         what = "a group of tasks; name its tasks instead" if "group" in config else "not a task file: no 'task: NAME'"
         raise TaskError(f"{path}: {what}")
-    functions = list(_functions(config))
-    # lm-eval's own modules are an installed package like any other.
-    foreign = sorted({function.name for function in functions if builtin_folder() not in function.folder.parents})
+    code = list(functions(config))
+    # lm-eval's own modules are an installed package like any other, and ours come with the bench.
+    known = {builtin_folder(), SHIPPED}
+    foreign = sorted({function.name for function in code if known.isdisjoint(function.folder.parents)})
     if foreign and not trust:
         named = ", ".join(foreign)
         raise TaskError(
@@ -102,35 +130,30 @@ def read(path: Path, trust: bool = False) -> Definition:
         )
     if not (config.get("test_split") or config.get("validation_split")):
         raise TaskError(f"{path}: nothing to score: name the split with 'test_split' or 'validation_split'")
-    modules = [function.module for function in functions if function.module.is_file()]
+    modules = [function.module for function in code if function.module.is_file()]
     data = _data(path, config)
     remote = not data
     return Definition(path.resolve(), config, (*sources, *sorted(set(modules))), data, remote)
 
 
-def names_in(folder: Path) -> dict[str, Path]:
-    """Task and group names of all YAML files under a folder, found without parsing them; the first of a name wins."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        match = _NAME.search(path.read_bytes())
-        if match:
-            found.setdefault(match[2].decode().strip("'\""), path)
-    return found
+def is_made(path: Path) -> bool:
+    """Whether `derived.py` made a file."""
+    with path.open("rb") as file:
+        return file.read(len(MADE)) == MADE
 
 
-_NAME = re.compile(rb"^(group|task):[ \t]+([^\s#]+)", re.MULTILINE)
+def _counted(path: Path) -> bytes:
+    """What of a file counts in the digest: all, of a made file what is said over the file that it includes."""
+    content = path.read_bytes()
+    if not content.startswith(MADE):
+        return content
+    end = NOT_COUNTED.encode()
+    return b"\n".join(line for line in content.split(b"\n")[1:] if not line.endswith(end)).strip()
 
 
-def members(path: Path) -> list[str] | None:
-    """The names of a group's tasks, or None for a plain task file."""
-    if not re.search(rb"^group:", path.read_bytes(), re.MULTILINE):
-        return None
-    config, _ = _merged(path, ())
-    named = config.get("task")
-    plain = [item if isinstance(item, str) else item.get("task") for item in named or []]
-    if not plain or not all(isinstance(name, str) for name in plain):
-        raise TaskError(f"{path}: a group whose tasks are not plain names; name its tasks instead")
-    return [str(name) for name in plain]
+def parsed(path: Path) -> dict[str, Any]:
+    """The keys of a file, a task's or a group's, with those of all that it includes."""
+    return _merged(path.resolve(), ())[0]
 
 
 def _merged(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
@@ -185,12 +208,13 @@ def _absolute(named: Any, folder: Path) -> Any:
     return named if _REMOTE.match(str(named)) else str((folder / str(named)).resolve())
 
 
-def _functions(value: Any) -> Iterable[Function]:
+def functions(value: Any) -> Iterable[Function]:
+    """All `!function` in a value of a task file."""
     if isinstance(value, Function):
         yield value
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _functions(item)
+            yield from functions(item)
 
 
 def _data(path: Path, config: Mapping[str, Any]) -> dict[str, tuple[Path, ...]]:

@@ -15,23 +15,29 @@ from harness.errors import TaskError
 from harness.tasks.files import Definition
 
 TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
-CODE_FIELDS = ("prompt", "test", "entry_point")
-"""What a row of a code task must have (HumanEval's format)."""
+CODE_FIELDS = {
+    "humaneval": ("prompt", "test", "entry_point"),
+    "mbpp": ("task_id", "text", "test_list"),
+    "multiple": ("name", "language", "prompt", "tests"),
+}
+"""What a row of a code task must have, by the kind of its rows."""
 
 
 def check(definition: Definition, fields: Iterable[str] = ()) -> None:
     """TaskError for the first row of the scored split's JSONL files that is no object or lacks a field that is used.
 
+    A field that is an empty text in every row is lacking, too: a file of questions about passages, without them.
     `fields`: more names that must be there. Other formats are left to `datasets`.
     """
     files = [file for file in definition.data.get(definition.eval_split, ()) if file.suffix == ".jsonl"]
     rows = [(file, line, row) for file in files for line, row in of_file(file)]
     if files and not rows:
-        raise TaskError(f"{definition.path}: no data: no rows in {', '.join(map(str, files))}")
+        raise TaskError(f"{definition.place}: no data: no rows in {', '.join(map(str, files))}")
     known = {key for _, _, row in rows for key in row}
-    used = {*_used(definition.config, known), *fields}
+    read = _used(definition.config, known)
+    empty = {field for field in read if all(row.get(field) == "" for _, _, row in rows)}
     for file, line, row in rows:
-        missing = sorted(field for field in used if row.get(field) is None)
+        missing = sorted({field for field in (*read, *fields) if row.get(field) is None} | empty)
         if missing:
             named = ", ".join(f"'{field}'" for field in missing)
             raise TaskError(f"{file}:{line}: the row has no {named}, which task '{definition.name}' uses")
@@ -44,7 +50,7 @@ def line_of(definition: Definition, index: int) -> str:
         places = [f"{file}:{line}" for file in files for line, _ in of_file(file)]
         if index < len(places):
             return places[index]
-    return f"{definition.path}: row {index} of split '{definition.eval_split}'"
+    return f"{definition.place}: row {index} of split '{definition.eval_split}'"
 
 
 def of_file(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

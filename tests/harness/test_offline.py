@@ -51,6 +51,7 @@ def asked(monkeypatch, tmp_path) -> list:
         tried.append(arguments)
         raise OSError("there is no network")
 
+    monkeypatch.delenv("FUSE_BENCH_DATA", raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

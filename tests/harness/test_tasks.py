@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import TaskError
-from harness.tasks import Task, builtin, describe, files, find, load, shipped
+from harness.tasks import Task, describe, files, load, shipped, sources
 
 CHOICE = """
 task: {name}
@@ -190,15 +190,10 @@ def test_data_are_beside_the_file_that_names_them(tmp_path: Path) -> None:
 
 def test_find_by_path_and_by_name(tmp_path: Path) -> None:
     path = write_task(tmp_path, "legs", CHOICE, QUESTIONS)
-    assert find(["legs.yaml", "./legs.yaml"], tmp_path) == {"legs.yaml": path, "./legs.yaml": path}
+    found = sources(["legs.yaml", "./legs.yaml"], tmp_path, tmp_path / "cache")
+    assert found == {"legs.yaml": path, "./legs.yaml": path}
     own = shipped()
-    assert find(list(own), tmp_path) == own
-
-
-def test_a_group_of_lm_eval_becomes_its_tasks() -> None:
-    found = find(["bbh_cot_fewshot", "arc_easy"], Path())
-    assert len(found) == 28
-    assert found["arc_easy"] == builtin()["arc_easy"]
+    assert sources(list(own), tmp_path, tmp_path / "cache") == own
 
 
 @pytest.mark.parametrize(
