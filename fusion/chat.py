@@ -34,6 +34,8 @@ def read(folder: Path) -> str | None:
     if not (folder / CONFIG).is_file():
         return None
     text = read_json(folder / CONFIG).get("chat_template")
+    if isinstance(text, list):
+        text = next((one.get("template") for one in text if one.get("name") == "default"), None)
     return text if isinstance(text, str) else None
 
 

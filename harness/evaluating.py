@@ -4,10 +4,8 @@ A model's evaluation is a run like any other, of a suite of one model: cached, r
 """
 
 import json
-import math
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from fusion.modelref import Folder
 from fusion.recipe_yaml import Models
 from harness import sandbox, tasks
 from harness.errors import SandboxError, UsageError
-from harness.evaluated import BATCH_SIZE
+from harness.evaluated import BATCH_SIZE, SAMPLING_KEYS, sampling
 from harness.judge import judge
+from harness.programs import completion_of, pass_at
 from harness.run import Options, Outcome, carry_out
 from harness.spec import Group, Source, Suite
 from harness.store import digest_of
@@ -29,7 +28,10 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Asked:
-    """What to evaluate. model: a folder, FOLDER+LORA, or a LoRA folder. level: the least sandbox; None refuses code."""
+    """What to evaluate. model: a folder, FOLDER+LORA, or a LoRA folder. level: the least sandbox; None refuses code.
+
+    samples, temperature, top_p: as of a suite's group; None is their default. chat: auto, on or off.
+    """
 
     model: str
     tasks: tuple[str, ...]
@@ -38,6 +40,10 @@ class Asked:
     level: str | None = None
     allow_pickle: bool = False
     trust: bool = False
+    samples: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    chat: str = "auto"
 
 
 def evaluate(asked: Asked, options: Options) -> Outcome:
@@ -53,15 +59,22 @@ def suite_of(asked: Asked) -> Suite:
     repeated = sorted({task for task in asked.tasks if asked.tasks.count(task) > 1})
     if repeated:
         raise UsageError(f"task {', '.join(repeated)} is given more than once")
+    given = {key: getattr(asked, key) for key in SAMPLING_KEYS if getattr(asked, key) is not None}
+    drawn, wrong = sampling(given)
+    if wrong:
+        raise UsageError("; ".join(wrong.values()))
     # Tasks that are files of the user's are relative to where the command was given.
-    group = Group(GROUP, asked.tasks, asked.limit, asked.batch_size)
+    group = Group(GROUP, asked.tasks, asked.limit, asked.batch_size, **drawn)
     keys = {"adapter": ref.adapter, "allow_pickle": asked.allow_pickle or None}
     said = {
         "suite": f"evaluate-{name}",
         "models": {name: {"from": ref.path, **{key: value for key, value in keys.items() if value}}},
-        "evaluate": {GROUP: {"tasks": list(asked.tasks), "limit": asked.limit, "batch_size": asked.batch_size}},
+        "evaluate": {
+            GROUP: {"tasks": list(asked.tasks), "limit": asked.limit, "batch_size": asked.batch_size, **given}
+        },
         "sandbox": level,
         "trust_task_code": asked.trust,
+        **({"chat": asked.chat} if asked.chat != "auto" else {}),
     }
     return Suite(
         name=str(said["suite"]),
@@ -80,6 +93,7 @@ def suite_of(asked: Asked) -> Suite:
         path=Path.cwd() / "evaluate",
         text=json.dumps(said, indent=1) + "\n",
         digest=digest_of(said),
+        chat=asked.chat,
     )
 
 
@@ -101,12 +115,13 @@ def _strong() -> str | None:
 
 
 def scores(outcome: Outcome) -> dict[str, Any]:
-    """{"model", "digest", "tasks": {task: {"metric", "value", "stderr", "n", ...}}, "run_dir", "failed"}."""
+    """{"model", "digest"[, "chat"], "tasks": {task: {"metric", "value", "stderr", "n", ...}}, "run_dir", "failed"}."""
     ((name, row),) = outcome.results["models"].items()
     groups = row.get("scores") or {}
     return {
         "model": name,
         "digest": row.get("digest"),
+        **({"chat": True} if row.get("chat") else {}),
         "tasks": (groups.get(GROUP) or {}).get("tasks") or {},
         "run_dir": str(outcome.run_dir),
         "failed": dict(outcome.failed),
@@ -116,10 +131,11 @@ def scores(outcome: Outcome) -> dict[str, Any]:
 def score_words(found: Mapping[str, Any]) -> str:
     """One line a task, with what it is scored by; the other means of a task below it."""
     width = max([len(task) for task in found["tasks"]] + [4])
-    lines = [found["model"]]
+    lines = [f"{found['model']}, asked in its chat template" if found.get("chat") else found["model"]]
     for task, entry in found["tasks"].items():
         spread = f" ±{1.96 * 100 * entry['stderr']:.1f}" if "stderr" in entry else ""
-        note = f"  {entry['truncated']} prompts cut" if entry.get("truncated") else ""
+        counts = {"truncated": "prompts cut", "unfinished": "answers cut off"}
+        note = "".join(f"  {entry[key]} {what}" for key, what in counts.items() if key in entry)
         chance = f", chance {100 * entry['chance']:.0f}" if "chance" in entry else ""
         lines.append(
             f"  {task:<{width}}  {100 * entry['value']:5.1f}{spread}  {entry['metric']}, n {entry['n']}{chance}{note}"
@@ -132,19 +148,20 @@ def score_words(found: Mapping[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------- programs made elsewhere
 
 
-def judge_generations(file: Path, task: str, level: str | None = None, trust: bool = False) -> dict[str, Any]:
+def judge_generations(
+    file: Path, task: str, cache: Path, level: str | None = None, trust: bool = False
+) -> dict[str, Any]:
     """Run programs that were made elsewhere against a code task's tests.
 
     file: JSON, a list of samples for each problem, in the order of the task's data, as the bigcode harness writes them;
     a sample is a completion, or begins with the problem's prompt. It may end early, and then the first problems are
-    scored. level: the least sandbox; without it any but the weakest.
+    scored. cache: of descriptions of tasks. level: the least sandbox; without it any but the weakest.
 
     Returns {"task", "sandbox", "problems", "of", "samples", "pass@1", ...[pass@k], "verdicts": [{"id", "programs":
     [{"passed", "reason"}]}]}, pass@k the unbiased estimate (Chen et al. 2021, arXiv:2107.03374, equation 1).
     Raises UsageError, TaskError and SandboxError.
     """
-    with tempfile.TemporaryDirectory(prefix="fuse-bench-") as cache:
-        found = list(tasks.describe([task], Path(), Path(cache), trust).values())
+    found = list(tasks.describe([task], Path(), cache, trust).values())
     if len(found) != 1 or found[0].kind != "code":
         raise UsageError(f"'{task}' is no code task: generations are programs, scored by running them")
     level = level or _strong()
@@ -157,7 +174,7 @@ def judge_generations(file: Path, task: str, level: str | None = None, trust: bo
     loaded = load.load(Path(source), trust)
     samples = _samples(file, task, len(loaded.ids))
     responses = [
-        {"id": loaded.ids[i], "doc_id": i, "resps": [[text.removeprefix(loaded.docs[i]["prompt"]) for text in texts]]}
+        {"id": loaded.ids[i], "doc_id": i, "resps": [[completion_of(loaded.docs[i], text) for text in texts]]}
         for i, texts in enumerate(samples)
     ]
     records = judge(source, responses, sandbox=level, trust=trust)
@@ -172,12 +189,6 @@ def judge_generations(file: Path, task: str, level: str | None = None, trust: bo
         **{f"pass@{k}": pass_at(passed, k) for k in (1, 10, 100) if k <= fewest},
         "verdicts": [{"id": record["id"], "programs": record["programs"]} for record in records],
     }
-
-
-def pass_at(passed: Sequence[Sequence[bool]], k: int) -> float:
-    """The mean over problems of 1 - C(n - c, k) / C(n, k), of n samples with c that pass."""
-    each = [1 - math.comb(len(p) - sum(p), k) / math.comb(len(p), k) for p in passed]
-    return math.fsum(each) / len(each)
 
 
 def _samples(file: Path, task: str, problems: int) -> list[list[str]]:

@@ -6,22 +6,26 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fusion import chat
 from fusion.digests import folder_digests, source_digests
 from fusion.errors import CheckpointError
 from fusion.merge import write
 from fusion.methods.apply import reshapes
 from fusion.modelref import Folder, open_ref
-from harness import pocket, sandbox
+from fusion.tokens import has_tokenizer
+from harness import hub, pocket, sandbox
 from harness.errors import SandboxError, TaskError, UsageError
-from harness.spec import Candidate, Source, Suite
+from harness.spec import Candidate, Group, Source, Suite
 from harness.store import Store, file_digest, folder_stamp, write_whole
 from harness.tasks import Task, describe, describe_here, describe_text
+from harness.tasks.local import Given
+from harness.tasks.names import near
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "accelerate", "safetensors")
 
@@ -31,12 +35,14 @@ class FolderFacts:
     """A given model on disk. `digest` is of weights, config and tokenizer together; `bytes` of its weight files.
 
     `stamps` are of its files' sizes and times, by folder: a worker sees by them that nothing was changed since.
+    `chat`: whether it has a chat template; None where it is not here to be looked at.
     """
 
     path: str
     digest: str
     bytes: int
     stamps: Mapping[str, str]
+    chat: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
     missing: list[Missing] = []
     folders = {}
     for source in (m for m in suite.models.values() if isinstance(m, Source)):
-        folder = _folder_here(source, store) if offline else _folder(source, store)
+        folder = _folder_here(source, store) if offline else folder_of(source, store)
         if folder is None:
             missing.append(Missing("model", source.name, source.origin))
             folder = FolderFacts(source.origin, f"not here: {source.origin} {source.revision}", 0, {})
@@ -155,18 +161,49 @@ def _tasks(
     groups = {}
     missing: list[Missing] = []
     for group in suite.groups:
-        if group.text is not None:
+        if group.text is not None and offline and group.text.endswith(".jsonl") and not Path(group.text).is_file():
+            found = []
+            missing.append(Missing("corpus", group.text))
+        elif group.text is not None:
             found = [describe_text(group.name, group.text)]
         else:
-            about = (suite.folder, store.root / "facts", suite.trust_task_code)
+            about = _about(suite, group, store)
             here, absent = describe_here(group.tasks, *about) if offline else (describe(group.tasks, *about), {})
             found = list(here.values())
             missing += [Missing("tasks", name, "", *counts) for name, counts in absent.items()]
         for task in found:
-            if tasks.setdefault(task.name, task).source != task.source:
-                raise TaskError(f"two files define task '{task.name}': {tasks[task.name].source} and {task.source}")
+            _check_source(task, tasks.setdefault(task.name, task))
         groups[group.name] = tuple(task.name for task in found)
+    _check_data(suite, tasks)
     return tasks, groups, missing
+
+
+def tasks_of(suite: Suite, group: Group, store: Store, asked: Sequence[str]) -> dict[str, Task]:
+    """Tasks as a group of a suite asks for them, their data fetched where they are not here. Raises TaskError."""
+    return describe(asked, *_about(suite, group, store))
+
+
+def _about(suite: Suite, group: Group, store: Store) -> tuple[Path, Path, bool, Given, str | None]:
+    return suite.folder, store.root / "facts", suite.trust_task_code, suite.data, group.metric
+
+
+def _check_source(task: Task, other: Task) -> None:
+    if task.source == other.source:
+        return
+    if task.metric != other.metric:
+        raise TaskError(
+            f"task '{task.name}' is in two groups, scored by '{other.metric}' in one and by '{task.metric}' in the "
+            "other: give both the same `metric:`; a task's other scores are reported beside it"
+        )
+    raise TaskError(f"two files define task '{task.name}': {other.source} and {task.source}")
+
+
+def _check_data(suite: Suite, tasks: Mapping[str, Task]) -> None:
+    """Data that are given for a task by name are of a task of the suite; a mistyped name would be fetched instead."""
+    given = suite.data if isinstance(suite.data, Mapping) else {}
+    for name in given:
+        if name not in tasks:
+            raise TaskError(f"`data:` has files of '{name}', which is no task of this suite{near(name, tasks)}")
 
 
 def _sandbox(suite: Suite) -> str:
@@ -179,10 +216,11 @@ def _sandbox(suite: Suite) -> str:
     return sandbox.choose(suite.sandbox)
 
 
-def _folder(model: Source, store: Store, local_only: bool = False) -> FolderFacts:
+def folder_of(model: Source, store: Store, local_only: bool = False) -> FolderFacts:
+    """A given model on this machine, fetched where it is not here. Raises UsageError or CheckpointError."""
     path = Path(model.origin)
     if not path.is_dir():
-        path = _from_hub(model, local_only)
+        path = hub.download(model, local_only=local_only)
     stamps = {str(folder): folder_stamp(folder) for folder in (path, *([Path(model.adapter)] if model.adapter else []))}
     cache = store.root / "facts" / f"folder-{'-'.join(stamps.values())}.json"
     if cache.is_file():
@@ -191,15 +229,17 @@ def _folder(model: Source, store: Store, local_only: bool = False) -> FolderFact
         known = _digests(Folder(str(path), model.adapter, model.pickled))
         write_whole(cache, json.dumps(known))
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return FolderFacts(str(path), known["model"], size, stamps)
+    own = model.adapter is not None and has_tokenizer(Path(model.adapter))
+    template = chat.read(Path(model.adapter) if model.adapter and own else path)
+    return FolderFacts(str(path), known["model"], size, stamps, template is not None)
 
 
 def _folder_here(model: Source, store: Store) -> FolderFacts | None:
     """The same without the hub: None for a repository of which not all is in the hub's cache on this machine."""
     if Path(model.origin).is_dir():
-        return _folder(model, store)
+        return folder_of(model, store)
     try:
-        return _folder(model, store, local_only=True)
+        return folder_of(model, store, local_only=True)
     except (UsageError, CheckpointError):
         return None
 
@@ -212,24 +252,6 @@ def _digests(ref: Folder) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="fuse-bench-") as scratch:
         write(ref, Path(scratch) / "model")
         return folder_digests(Path(scratch) / "model")
-
-
-def _from_hub(model: Source, local_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", *(["*.bin"] if model.pickled else [])]
-    try:
-        found = snapshot_download(
-            model.origin, revision=model.revision, allow_patterns=wanted, local_files_only=local_only
-        )
-        return Path(found)
-    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"model '{model.name}': {model.origin} is no folder, and the hub did not give it ({reason}). "
-            "Check the name, the revision and the network, or download it and give its folder"
-        ) from error
 
 
 def _corpus(corpus: str, seed: int) -> str:

@@ -1,22 +1,34 @@
 """Suite and facts -> jobs. Pure: no disk, no clock, no model; what `fuse-bench plan` shows is what `run` does."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fusion.modelref import Delta, Folder, ModelRef, Routed, to_json
+from fusion.ensemble import DOMAINS
+from fusion.modelref import Delta, Ensemble, Folder, ModelRef, Routed, to_json
+from harness.chat import templated
 from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
-from harness.making import THREADS, corpus_names, input_of, instances, made_by, making, recipe_of, statistics_of
+from harness.making import (
+    THREADS,
+    corpus_names,
+    dtype_of,
+    input_of,
+    instances,
+    made_by,
+    making,
+    recipe_of,
+    statistics_of,
+)
 from harness.relating import Related, relating
-from harness.spec import Candidate, Group, Source, Suite, Trained
+from harness.spec import Candidate, Group, Model, Source, Suite
 from harness.store import Entry, canonical, digest_of
 from harness.tasks import Task
 
 FIRST_BLOCK, BLOCK = 64, 128
-GENERATE_VERSION, JUDGE_VERSION, OVERLAP_VERSION = 1, 2, 1
+GENERATE_VERSION, JUDGE_VERSION, OVERLAP_VERSION = 2, 3, 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Plan:
     """The jobs of a suite in an order in which they can be done, and how to find each model's weights.
 
     kinship: by candidate, how its parents' kinship is known. overlaps: by corpus, the job that looks for the
-    suite's items in it.
+    suite's items in it. chat: the models that are asked in their chat templates.
     """
 
     suite: Suite
@@ -56,6 +68,7 @@ class Plan:
     items: Mapping[str, Mapping[str, TaskItems]]
     kinship: Mapping[str, Related]
     overlaps: Mapping[str, str]
+    chat: frozenset[str]
 
     def ref(self, instance: str, done: Mapping[str, Entry]) -> ModelRef:
         """Where a model's weights are, or how to make them, once the jobs it needs are done."""
@@ -66,6 +79,8 @@ class Plan:
             return Routed(tuple((group, self._merge(model, seed, done, task)) for group, task in model.route.items()))
         if isinstance(model, Candidate) and model.kind == "merged":
             return self._merge(model, seed, done)
+        if isinstance(model, Candidate) and model.kind == "ensemble":
+            return self._ensemble(model, done)
         return Folder(str(done[made_by(instance, model)].path / "model"))
 
     def _merge(self, model: Candidate, seed: int, done: Mapping[str, Entry], task: str | None = None) -> Delta:
@@ -78,6 +93,17 @@ class Plan:
             recipe,
             tuple((name, self.ref(name, done)) for name in names),
             tuple((name, str(done[job].path / folder)) for name, job, folder in statistics_of(model, self.facts)),
+        )
+
+    def _ensemble(self, model: Candidate, done: Mapping[str, Entry]) -> Ensemble:
+        """Models that answer together; the domains of a routed one are known once its own job is done."""
+        built = done.get(made_by(model.name, model))
+        return Ensemble(
+            tuple((name, self.ref(name, done)) for name in model.models),
+            tuple(dtype_of(self.suite, name) for name in model.models),
+            model.params["combine"],
+            model.weights,
+            str(built.path / DOMAINS) if built is not None and model.corpora else None,
         )
 
     def made(self, done: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
@@ -111,6 +137,9 @@ class Plan:
 def plan(suite: Suite, facts: Facts) -> Plan:
     """All jobs of a suite: parents before children, a model before its blocks, kinship where it can be measured."""
     jobs: dict[str, Job] = {}
+    for group in suite.groups:
+        _check_samples(group, facts)
+    chat = templated(suite, facts)
     items = {g.name: {task: _items(suite, facts, g, task) for task in facts.groups[g.name]} for g in suite.groups}
     for name, (model, seed) in instances(suite).items():
         for job in making(suite, facts, name, model, seed):
@@ -118,12 +147,23 @@ def plan(suite: Suite, facts: Facts) -> Plan:
         for group in suite.groups:
             for task in facts.groups[group.name]:
                 for block in items[group.name][task].blocks:
-                    for job in _scoring(suite, facts, name, model, group, block):
+                    for job in _scoring(suite, facts, name, model, group, block, chat):
                         jobs[job.id] = job
     kinship, comparing = relating(suite, facts)
     jobs |= {job.id: job for job in comparing}
     overlaps = dict(_overlaps(suite, facts, jobs))
-    return Plan(suite, facts, jobs, items, kinship, overlaps)
+    return Plan(suite, facts, jobs, items, kinship, overlaps, chat)
+
+
+def _check_samples(group: Group, facts: Facts) -> None:
+    """Samples are of programs: a group that draws some has a code task, unless one may still have to be fetched."""
+    kinds = [facts.tasks[task].kind for task in facts.groups[group.name]]
+    absent = any(missing.kind == "tasks" for missing in facts.missing)
+    if group.temperature and "code" not in kinds and not absent:
+        raise TaskError(
+            f"group '{group.name}' asks for {group.samples} samples at temperature {group.temperature:g}, and none of "
+            "its tasks is a code task: take `samples`, `temperature` and `top_p` out"
+        )
 
 
 def in_order(ids: Sequence[str], seed: int) -> list[int]:
@@ -154,9 +194,10 @@ def _items(suite: Suite, facts: Facts, group: Group, task: str) -> TaskItems:
     by_split: dict[str, tuple[str, ...]] = {}
     for split in ("dev", "test"):
         mine = [i for i in order if is_dev(ids[i].split("#")[0], suite.dev_share) == (split == "dev")]
-        wanted = frozenset(counted) & frozenset(mine)
+        # A rehearsal has something to do in each part, however few its samples are.
+        wanted = frozenset(mine[: group.limit]) if suite.smoke else frozenset(counted) & frozenset(mine)
         by_split[split] = tuple(ids[i] for i in mine if i in wanted)
-        for index, part in enumerate(_slices(mine, len(wanted))):
+        for index, part in enumerate(_slices(mine, len(wanted), whole=not suite.smoke)):
             # lm-eval wants sorted positions; the order inside a block has no meaning of its own.
             part = sorted(part)
             blocks.append(Block(task, split, index, tuple(ids[i] for i in part), tuple(part)))
@@ -167,9 +208,9 @@ def _items(suite: Suite, facts: Facts, group: Group, task: str) -> TaskItems:
     return TaskItems(tuple(blocks), by_split)
 
 
-def _slices(positions: Sequence[int], wanted: int) -> Iterator[Sequence[int]]:
-    """Whole blocks that cover the first `wanted`: two small ones first, so that a small limit stays cheap."""
-    start, size = 0, FIRST_BLOCK
+def _slices(positions: Sequence[int], wanted: int, *, whole: bool) -> Iterator[Sequence[int]]:
+    """Blocks that cover the first `wanted`: whole ones, two small ones first, so that a small limit stays cheap."""
+    start, size = 0, FIRST_BLOCK if whole else wanted
     while start < wanted:
         yield positions[start : start + size]
         start += size
@@ -177,13 +218,14 @@ def _slices(positions: Sequence[int], wanted: int) -> Iterator[Sequence[int]]:
 
 
 def _scoring(
-    suite: Suite, facts: Facts, name: str, model: Source | Trained | Candidate, group: Group, block: Block
+    suite: Suite, facts: Facts, name: str, model: Model, group: Group, block: Block, chat: Collection[str]
 ) -> Iterator[Job]:
     task = facts.tasks[block.task]
     generate = f"generate {name} {group.name}/{block.name}"
     spec = {
         "version": GENERATE_VERSION,
         **_asked(task),
+        **_said(suite, group, task, model.name in chat),
         "items": digest_of(block.ids),
         "route": model.route.get(group.name) if isinstance(model, Candidate) else None,
         "batch_size": group.batch_size,
@@ -203,6 +245,7 @@ def _scoring(
     judge = {
         "version": JUDGE_VERSION,
         **{key: value for key, value in _asked(task).items() if key in ("task", "task_digest")},
+        **({"metric": group.metric} if group.metric else {}),
         "sandbox": facts.sandbox if task.kind == "code" else None,
         "versions": {name: facts.versions[name] for name in ("lm_eval", "python")},
     }
@@ -217,15 +260,13 @@ def _asked(task: Task) -> dict[str, Any]:
     return {"task": task.name, "task_version": task.version, "task_digest": task.digest, "shots": task.shots}
 
 
-def dtype_of(suite: Suite, instance: str) -> str:
-    """The number format that a model is evaluated in: its source's, handed down to what is made of it, else its own."""
-    model: Any = instances(suite)[instance][0]
-    while not isinstance(model, Source):
-        parent = model.parent if isinstance(model, Trained) else model.base or model.target or model.models[0]
-        if parent is None:
-            return "auto"
-        model = suite.models[parent]
-    return model.dtype or "auto"
+def _said(suite: Suite, group: Group, task: Task, chat: bool) -> dict[str, Any]:
+    """How a model is asked, where that is not one greedy answer to a plain prompt."""
+    said: dict[str, Any] = {"chat": True} if chat and task.kind != "text" else {}
+    if group.temperature and task.kind == "code":
+        drawn = {"samples": group.samples, "temperature": group.temperature, "top_p": group.top_p}
+        said["sampling"] = {**drawn, "seed": suite.seed}
+    return said
 
 
 def _overlaps(suite: Suite, facts: Facts, jobs: dict[str, Job]) -> Iterator[tuple[str, str]]:

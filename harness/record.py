@@ -15,6 +15,7 @@ import numpy as np
 from harness import answers, bits_per_byte, kinship_rows, relate, stats
 from harness.answers import Answered
 from harness.bits_per_byte import Texts
+from harness.blocks import SCORES, read_block
 from harness.clean import add_clean
 from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
@@ -25,7 +26,8 @@ from harness.relating import kinship_base
 from harness.runs import SCHEMA, file_name
 from harness.spec import Candidate, Model
 from harness.stats import Scores
-from harness.store import Entry, write_whole
+from harness.store import write_whole
+from harness.tasks import Task
 
 SPLITS = ("dev", "test")
 TEXTS = {"text": "test", "dev_text": "dev"}
@@ -52,8 +54,9 @@ def assemble(plan: Plan, progress: Progress) -> Record:
     samples = {name: _samples(plan, progress, name) for name in instances(suite)}
     scores = {split: _by_model(plan, suite.models, samples, split) for split in SPLITS}
     scores |= {key: _texts(plan, samples, split) for key, split in TEXTS.items()}
-    # A routed model is told which group it answers, so it does not compete with models that answer all alike.
-    alike = {name: found for name, found in scores["test"].items() if kind_of(suite.models[name]) != "routed"}
+    # A routed model is told which group it answers, and an ensemble runs several models for every answer: neither
+    # competes with single models that answer all alike.
+    alike = {n: found for n, found in scores["test"].items() if kind_of(suite.models[n]) not in ("routed", "ensemble")}
     ranks = stats.ranks(alike) if alike else {}
     answered = answers.collect(plan, progress)
     kinship = kinship_rows.collect(plan, progress, answered)
@@ -63,7 +66,8 @@ def assemble(plan: Plan, progress: Progress) -> Record:
         row.update(_scored(plan, samples, name, model, scores))
         row.update(_bits(plan, name, model, scores))
         row.update(kinship_rows.of_candidate(plan, progress, name, kinship))
-        _add_truncated(row, plan, progress, replicates(name, model))
+        _add_counts(row, plan, progress, replicates(name, model))
+        row |= {"chat": True} if name in plan.chat else {}
         if name in ranks:
             row["rank"] = ranks[name]
         models[name] = row
@@ -125,12 +129,24 @@ def _suite(plan: Plan) -> dict[str, Any]:
                 "version": task.version, "digest": task.digest, "metric": task.metric, "shots": task.shots,
                 "chance": task.chance, "n": {split: len(items.counted[split]) for split in SPLITS},
                 **({"sandbox": plan.facts.sandbox} if task.kind == "code" else {}),
+                **{key: value for key, value in _from(task).items() if value},
             }  # fmt: skip
         text = {} if group.text is None else {"text": True}
-        groups[group.name] = {"tasks": tasks, "limit": group.limit, "batch_size": group.batch_size, **text}
+        drawn = {"samples": group.samples, "temperature": group.temperature, "top_p": group.top_p}
+        groups[group.name] = {
+            "tasks": tasks, "limit": group.limit, "batch_size": group.batch_size, **text,
+            **(drawn if group.temperature else {}),
+        }  # fmt: skip
     return {
         "name": suite.name, "digest": suite.digest, "path": str(suite.path), "seed": suite.seed, "dev": suite.dev_share,
-        "groups": groups,
+        "groups": groups, **({"smoke": True} if suite.smoke else {}),
+    }  # fmt: skip
+
+
+def _from(task: Task) -> dict[str, Any]:
+    """Digests of a task's items and prompts, its data's revision, and how many items nobody can get right."""
+    return {
+        "data": task.data, "prompts": task.prompts, "revision": task.revision, "unanswerable": task.unanswerable,
     }  # fmt: skip
 
 
@@ -146,16 +162,11 @@ def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
             for block in items.blocks:
                 entry = progress.done.get(f"judge {instance} {group}/{block.name}")
                 if entry is not None:
-                    by_id.update(zip(block.ids, _scores_of(entry), strict=True))
+                    by_id.update(zip(block.ids, read_block(entry.path, SCORES), strict=True))
             for split in SPLITS:
                 ids = items.counted[split]
                 if ids and all(i in by_id for i in ids):
                     found[split].setdefault(group, {})[task] = _columns([by_id[i] for i in ids])
-    return found
-
-
-def _scores_of(entry: Entry) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((entry.path / "scores.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -291,15 +302,14 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _add_truncated(row: Mapping[str, Any], plan: Plan, progress: Progress, names: list[str]) -> None:
-    """Say of each task or text how many of its prompts did not fit the model's context, where any did not."""
+def _add_counts(row: Mapping[str, Any], plan: Plan, progress: Progress, names: list[str]) -> None:
+    """Say of each task or text how many prompts did not fit the context, and how many responses came to no end."""
     scored = [(group, task, e) for group, found in row.get("scores", {}).items() for task, e in found["tasks"].items()]
     for group, task, entry in (*scored, *((group, group, e) for group, e in row.get("text", {}).items())):
         blocks = plan.items[group][task].blocks
         jobs = [f"generate {one} {group}/{block.name}" for one in names for block in blocks]
-        cut = sum(progress.done[job].result["truncated"] for job in jobs if job in progress.done)
-        if cut:
-            entry["truncated"] = cut
+        done = [progress.done[job].result for job in jobs if job in progress.done]
+        entry |= {key: n for key in ("truncated", "unfinished") if (n := sum(result[key] for result in done))}
 
 
 def _choose(models: Mapping[str, dict[str, Any]]) -> None:

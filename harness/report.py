@@ -77,7 +77,10 @@ MEASURED_FROM = {
 
 @dataclass(frozen=True)
 class Survey:
-    """A plan with its state. Bytes are None where no model's size is known yet; `missing` would be fetched first."""
+    """A plan with its state. Bytes are None where no model's size is known yet; `missing` would be fetched first.
+
+    chat: who is asked in a chat template, in words.
+    """
 
     suite: str
     states: list[Status]
@@ -88,10 +91,12 @@ class Survey:
     gpus: int
     slots: int
     missing: tuple[Missing, ...]
+    chat: str | None
 
 
 def survey(path: Path, options: Options) -> Survey:
     """What `run` would do now. Nothing is fetched."""
+    from harness.chat import words
     from harness.facts import gather
     from harness.plan import plan
     from harness.status import failures, needs, previous_plan, status
@@ -117,6 +122,7 @@ def survey(path: Path, options: Options) -> Survey:
         gpus=len(planned.facts.gpus),
         slots=slots,
         missing=planned.facts.missing,
+        chat=words(list(suite.models), planned.chat),
     )
 
 
@@ -128,6 +134,7 @@ def plan_json(found: Survey) -> dict[str, Any]:
     missing = [{"kind": m.kind, "name": m.name, "tasks": m.count, "text": str(m)} for m in found.missing]
     return {
         "suite": found.suite, "jobs": jobs, "missing": missing, "disk": disk, "memory": memory, "gpus": found.gpus,
+        **({"chat": found.chat} if found.chat else {}),
     }  # fmt: skip
 
 
@@ -142,6 +149,8 @@ def print_plan(found: Survey) -> None:
         cached = sum(s.state == "cached" for s in mine)
         click.echo(f"{kind:>9}: {len(mine):>5} jobs, {cached} cached")
     disk = "not known before the first is made" if found.disk_needed is None else f"about {gib(found.disk_needed)}"
+    for line in ["", *_wrapped(found.chat)] if found.chat else []:
+        click.echo(line)
     for line in _missing_lines(found.missing):
         click.echo(line)
     click.echo(f"\ndisk for weights still to be made: {disk}; free in the store: {gib(found.disk_free)}")
@@ -249,18 +258,28 @@ def measure_rows() -> list[dict[str, Any]]:
 
 
 def task_rows(store: Path) -> list[dict[str, Any]]:
-    """The shipped tasks, with what is scored and what guessing would score."""
-    from harness.tasks import describe, shipped
+    """The shipped tasks with what is scored and what guessing would score; then those that read other people's data."""
+    from harness.tasks import benchmarks, describe, shipped
 
     tasks = describe(shipped(), Path(), store / "facts").values()
-    return [
+    rows = [
         {
             "name": task.name, "about": f"{task.kind}, {task.metric}, {len(task.items)} items, chance {task.chance}",
             "metric": task.metric, "items": len(task.items), "task_kind": task.kind, "chance": task.chance,
             "version": task.version,
         }
         for task in tasks
+    ] + [
+        {"name": name, "about": _first_comment(path)} for name, path in benchmarks().items()
     ]  # fmt: skip
+    return rows
+
+
+def _first_comment(path: Path) -> str:
+    """What a file's opening comment says, up to its first full stop."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    words = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+    return words.partition(". ")[0].rstrip(".")
 
 
 def suite_rows() -> list[dict[str, Any]]:

@@ -9,10 +9,15 @@ from typing import Any
 
 from fusion.params import did_you_mean
 from harness import runs
+from harness.blocks import RESPONSES, SCORES, read_block
 from harness.errors import UsageError
 from harness.store import Store
 
 Sample = dict[str, Any]
+ASKED = ("id", "doc_id", "prompt_hash", "target", "truncated", "unfinished")
+WAYS = 4
+"""How many ways to end are shown of one problem's programs."""
+JUDGED = ("score", "also", "answer", "verdict", "programs")
 
 
 def samples(
@@ -21,7 +26,8 @@ def samples(
     """{"run", "model", "task", "group", "n", "samples"[, "against"]}: the test items that count, by doc_id.
 
     A sample: "id" (hash of the document), "doc_id", "prompt_hash", "target", "score", "also", "answer" (what was taken
-    for the answer), "verdict" (of programs), "truncated", and "responses" (texts) or "likelihoods" (of the choices).
+    for the answer), "verdict" and "programs" (of programs, each with "passed" and "reason"), "truncated", "unfinished",
+    and "responses" (texts) or "likelihoods" (of the choices).
     wrong: only those whose score is below 1. against: another model of the run; only those that one of the two scores
     higher on, with "other" for what that one did.
 
@@ -72,14 +78,13 @@ def _block(store: Store, keys: Mapping[str, str], name: str) -> Iterator[Sample]
             f"the store {store.root} has no more answers of {name}: give the run's command again, or the store that it "
             "used (--store)"
         )
-    responses = json.loads((said.path / "responses.json").read_text(encoding="utf-8"))
-    records = json.loads((judged.path / "scores.json").read_text(encoding="utf-8"))
+    responses, records = read_block(said.path, RESPONSES), read_block(judged.path, SCORES)
     for response, record in zip(responses, records, strict=True):
-        kept = {key: response[key] for key in ("id", "doc_id", "prompt_hash", "target", "truncated") if key in response}
+        kept = {key: response[key] for key in ASKED if key in response}
         repeats = [repeat for request in response["resps"] for repeat in request]
         texts = all(isinstance(repeat, str) for repeat in repeats)
         what = {"responses": repeats} if texts else {"likelihoods": [_number(repeat) for repeat in repeats]}
-        yield {**kept, **{key: record[key] for key in ("score", "also", "answer", "verdict")}, **what}
+        yield {**kept, **{key: record[key] for key in JUDGED if key in record}, **what}
 
 
 def _number(repeat: Any) -> float:
@@ -111,18 +116,35 @@ def words(found: Mapping[str, Any], most: int) -> str:
 
 
 def _said(indent: str, sample: Sample, width: int) -> list[str]:
-    parts = [f"answer {_brief(sample['answer'], width)}"] if sample["answer"] is not None else ["no answer found"]
-    parts += [f"verdict {sample['verdict']}"] if sample["verdict"] else []
-    if "likelihoods" in sample:
-        parts.append("log-likelihoods " + ", ".join(f"{value:.2f}" for value in sample["likelihoods"]))
+    if len(sample.get("programs", ())) > 1:
+        parts = _drawn(sample, width)
     else:
-        parts += [f"said {_brief(text, 4 * width)}" for text in sample["responses"]]
+        parts = [f"answer {_brief(sample['answer'], width)}"] if sample["answer"] is not None else ["no answer found"]
+        parts += [f"verdict {sample['verdict']}"] if sample["verdict"] else []
+        if "likelihoods" in sample:
+            parts.append("log-likelihoods " + ", ".join(f"{value:.2f}" for value in sample["likelihoods"]))
+        else:
+            parts += [f"said {_brief(text, 4 * width)}" for text in sample["responses"]]
+    parts += ["the prompt did not fit the context and lost its beginning"] if sample.get("truncated") else []
+    parts += [f"{sample['unfinished']} cut off at the most tokens allowed"] if sample.get("unfinished") else []
     lead = f"  {indent}"
     return [
         line
         for part in parts
         for line in textwrap.wrap(part, width, initial_indent=lead, subsequent_indent=f"{lead}  ")
     ]
+
+
+def _drawn(sample: Sample, width: int) -> list[str]:
+    """Of several programs for one problem: how many pass, and of each way to end how many did and one that did."""
+    ends: dict[str, list[str]] = {}
+    for program, text in zip(sample["programs"], sample["responses"], strict=True):
+        ends.setdefault(program["reason"], []).append(text)
+    first = f"{sum(program['passed'] for program in sample['programs'])} of {len(sample['programs'])} programs pass"
+    often = sorted(ends.items(), key=lambda end: -len(end[1]))
+    lines = [f"{len(texts)} x {reason[:width]}: {_brief(texts[0], 2 * width)}" for reason, texts in often[:WAYS]]
+    rest = sum(len(texts) for _, texts in often[WAYS:])
+    return [first, *lines, *([f"{rest} ended in {len(often) - WAYS} other ways"] if rest else [])]
 
 
 def _brief(value: Any, most: int) -> str:

@@ -11,6 +11,7 @@ from fusion.params import describe
 from harness.pocket import CORPORA, HELD_OUT, TRAINERS
 from harness.problems import NAME
 from harness.sandbox import LEVELS
+from harness.spec import CHAT
 from harness.suite import DTYPES, KEYS
 
 NUMBERS = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 1}
@@ -53,7 +54,9 @@ def schema() -> dict[str, Any]:
         "track": _closed({"mlflow": {"type": "string"}}),
         "keep": {"enum": ["none", "best", "all"]},
         "sandbox": {"enum": ["any", *LEVELS]},
+        "data": {"oneOf": [{"type": "string"}, _named({"oneOf": [{"type": "string"}, _named({"type": "string"})]})]},
         "trust_task_code": {"type": "boolean"},
+        "chat": {"enum": list(CHAT)},
     }
     properties = {key: {**parts[key], "description": about} for key, about in KEYS.items()}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fuse-bench suite"}
@@ -70,13 +73,14 @@ def _closed(properties: Mapping[str, Any], required: list[str] | None = None) ->
 
 
 def _source() -> dict[str, Any]:
-    keys = {"from": {"type": "string"}, "revision": {"type": "string"}, "dtype": {"enum": list(DTYPES)}}
-    keys |= {"adapter": {"type": "string"}, "allow_pickle": {"type": "boolean"}}
+    keys: dict[str, Any] = {"from": {"type": "string"}, "revision": {"type": "string"}, "dtype": {"enum": list(DTYPES)}}
+    keys |= {"adapter": {"type": "string"}, "allow_pickle": {"type": "boolean"}, "chat": {"enum": list(CHAT)}}
     return _closed(keys, ["from"])
 
 
 def _trained(name: str) -> dict[str, Any]:
-    keys = {"train": {"const": name}, "from": {"type": "string"}, "seed": {"type": "integer"}}
+    keys: dict[str, Any] = {"train": {"const": name}, "from": {"type": "string"}, "seed": {"type": "integer"}}
+    keys["chat"] = {"enum": list(CHAT)}
     return _with_params(keys, TRAINERS[name].Params, ["train"])
 
 
@@ -120,7 +124,10 @@ def _fusion(name: str) -> dict[str, Any]:
 def _group() -> dict[str, Any]:
     tasks = {"oneOf": [{"type": "string"}, NAMES]}
     positive = {"type": "integer", "minimum": 1}
-    return _closed({"tasks": tasks, "limit": positive, "batch_size": positive}, ["tasks"])
+    drawn = {"samples": positive, "temperature": {"type": "number", "minimum": 0}}
+    drawn["top_p"] = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    about = {"limit": positive, "batch_size": positive, "metric": {"type": "string"}, **drawn}
+    return _closed({"tasks": tasks, **about}, ["tasks"])
 
 
 def _text() -> dict[str, Any]:

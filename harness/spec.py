@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+CHAT = ("auto", "on", "off")
+"""Whether models are asked in their chat templates; of a model None is what the suite says."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -16,6 +19,7 @@ class Source:
     dtype: str | None = None
     adapter: str | None = None
     pickled: bool = False
+    chat: str | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Trained:
     params: Mapping[str, Any]
     parent: str | None
     seed: int
+    chat: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Group:
     """A named list of tasks, or a text whose bits per byte are measured; `limit` is the number of items that count.
 
     limit: of each task, or of the text's documents; None: all. text: a .jsonl file's absolute path, or pocket/held_out.
+    metric: which of its tasks' scores counts; None: each task's own choice. samples: programs for each problem of a
+    code task, drawn at `temperature` from the `top_p` likeliest part of the distribution; at 0 the likeliest is taken.
     """
 
     name: str
@@ -83,6 +90,10 @@ class Group:
     limit: int | None
     batch_size: int
     text: str | None = None
+    metric: str | None = None
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,9 @@ class Suite:
     """A checked suite. `models` holds sources, trained models and candidates alike, parents before children.
 
     `kinship_texts` is the corpus that models read for those measures of kinship that need texts.
-    `published` is what papers say of models: shown beside the results, never compared with them.
+    `data`: where local data of tasks are (`tasks/local.py`), paths absolute.
+    `published` is what papers say of models: shown beside the results, never compared with them. `smoke`: this is the
+    rehearsal of a suite with tiny models, and its results say nothing.
     """
 
     name: str
@@ -109,6 +122,9 @@ class Suite:
     path: Path
     text: str
     digest: str
+    chat: str = "auto"
+    data: str | Mapping[str, str | Mapping[str, str]] | None = None
+    smoke: bool = False
 
     @property
     def folder(self) -> Path:

@@ -17,7 +17,7 @@ from harness.order import parents_first
 from harness.pocket import CORPORA, TRAINERS
 from harness.problems import NAME, Problems
 from harness.sandbox import LEVELS
-from harness.spec import Model, Source, Suite, Trained
+from harness.spec import CHAT, Model, Source, Suite, Trained
 from harness.store import digest_of
 from harness.yamlfile import Document, Key
 from suites import shipped
@@ -27,16 +27,19 @@ KEYS = {
     "seed": "the seed of everything random (default 0)",
     "models": "the models to compare: given (`from:`) or trained by the suite (`train:`)",
     "candidates": "the models to build from them: {method: ..., models: [...]}",
-    "evaluate": "groups of tasks: {group: {tasks: [...], limit: N, batch_size: N}}; or {bits_per_byte: text}",
+    "evaluate": "groups of tasks: {group: {tasks: [...], limit: N, samples: N, ...}}; or {bits_per_byte: text}",
     "published": "what papers report, shown beside: {name: {source: paper, scores: {group: {value: share}}}}",
     "split": "{dev: share}: sweeps are chosen on dev items, the leaderboard reports the others",
     "kinship": "{base: model, measures: [...], texts: corpus}",
     "track": "{mlflow: sqlite | off | a tracking URI}",
     "keep": "whose merged weights are written to the store: none, best or all",
     "sandbox": f"the least isolation that generated programs are run with: any | {' | '.join(LEVELS)}",
+    "data": "local data of the tasks: a folder (bbh/NAME.jsonl, ...), {task: file} or {task: {split: file}}",
     "trust_task_code": "true allows task files that bring Python code (`!function`)",
+    "chat": "auto: chat templates where every model has one and none is a base; on, off: always, never",
 }
-SOURCE_KEYS, TRAINED_KEYS = ("from", "revision", "dtype", "adapter", "allow_pickle"), ("train", "from", "seed")
+SOURCE_KEYS = ("from", "revision", "dtype", "adapter", "allow_pickle", "chat")
+TRAINED_KEYS = ("train", "from", "seed", "chat")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -86,7 +89,7 @@ class _Reader:
         models: dict[str, Model] = {}
         for key, value in given.items():
             self.add_model(models, key, value, given)
-        groups = read_groups(self.problems, self.path.parent, self.mapping("evaluate", required=True))
+        groups = read_groups(self.problems, self.path.parent, self.mapping("evaluate", required=True), self.planning)
         named = [group.name for group in groups]
         number = seed if isinstance(seed, int) else 0
         candidates = Candidates(self.problems, self.path.parent, number, named, self.planning)
@@ -101,8 +104,10 @@ class _Reader:
         settings = {
             "dev_share": self.dev_share(),
             "mlflow": self.mlflow(),
-            "keep": self.choice("keep", ("none", "best", "all"), "best"),
-            "sandbox": self.choice("sandbox", ("any", *LEVELS), None),
+            "keep": self.choice(("keep",), self.data, ("none", "best", "all"), "best"),
+            "sandbox": self.choice(("sandbox",), self.data, ("any", *LEVELS), None),
+            "chat": self.choice(("chat",), self.data, CHAT, "auto"),
+            "data": self.local_data(),
             "trust_task_code": self.problems.typed(
                 ("trust_task_code",), self.data.get("trust_task_code", False), bool, "true or false"
             ),
@@ -146,7 +151,8 @@ class _Reader:
                 folder = self.resolve_folder((*at, "from"), origin)
                 pickled = value.get("allow_pickle", False)
                 self.problems.typed((*at, "allow_pickle"), pickled, bool, "true or false")
-                models[name] = Source(name, folder, revision, dtype, self.adapter(at, value), bool(pickled))
+                chat = self.choice((*at, "chat"), value, CHAT, None)
+                models[name] = Source(name, folder, revision, dtype, self.adapter(at, value), bool(pickled), chat)
 
     def adapted(self, at: Key, origin: str, value: dict[str, Any], given: Mapping[str, Any]) -> str:
         """The folder that an adapter belongs to, which may be that of another model of this suite."""
@@ -197,7 +203,8 @@ class _Reader:
             parent = str(parent)
         params = self.problems.params(at, trainer.Params, {k: v for k, v in value.items() if k not in TRAINED_KEYS})
         seed = self.problems.typed((*at, "seed"), value.get("seed", self.data.get("seed", 0)), int, "a whole number")
-        models[name] = Trained(name, trainer.name, params, parent, seed)
+        chat = self.choice((*at, "chat"), value, CHAT, None)
+        models[name] = Trained(name, trainer.name, params, parent, seed, chat)
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 
@@ -235,6 +242,36 @@ class _Reader:
                 self.problems.add(("kinship", "measures", index), f"{measure} is measured on texts: add `texts:`", hint)
         return {"kinship_base": base, "measures": tuple(map(str, measures)), "kinship_texts": texts}
 
+    def local_data(self) -> str | dict[str, str | dict[str, str]] | None:
+        """A folder, or files by task and split, as absolute paths."""
+        value = self.data.get("data")
+        if isinstance(value, str):
+            folder = (self.path.parent / Path(value).expanduser()).absolute()
+            if not folder.is_dir():
+                self.problems.add(("data",), f"there is no folder {folder}", "files of single tasks are {task: file}")
+            return str(folder)
+        if value is None:
+            return None
+        found: dict[str, str | dict[str, str]] = {}
+        for task, files in value.items() if isinstance(value, dict) else ():
+            at: Key = ("data", task)
+            if isinstance(files, dict):
+                found[str(task)] = {str(split): self.data_file((*at, split), file) for split, file in files.items()}
+            else:
+                found[str(task)] = self.data_file(at, files)
+        if not found:
+            self.problems.add(("data",), f"`data:` is a folder or a mapping: {KEYS['data']}")
+        return found
+
+    def data_file(self, at: Key, file: Any) -> str:
+        if not isinstance(file, str):
+            self.problems.add(at, f"'{at[-1]}' is {file!r}; expected the path of a file")
+            return ""
+        path = (self.path.parent / Path(file).expanduser()).absolute()
+        if not path.is_file():
+            self.problems.add(at, f"there is no file {path}")
+        return str(path)
+
     def mlflow(self) -> str | None:
         value = self.mapping("track", required=False)
         self.problems.known_keys(("track",), value, ("mlflow",))
@@ -254,8 +291,8 @@ class _Reader:
             return {}
         return value
 
-    def choice(self, key: str, choices: Sequence[str], default: str | None) -> str | None:
-        value = self.data.get(key, default)
+    def choice(self, at: Key, given: Mapping[str, Any], choices: Sequence[str], default: str | None) -> str | None:
+        value = given.get(str(at[-1]), default)
         if value is not None and value not in choices:
-            self.problems.add((key,), f"'{key}' is {value!r}; expected {' | '.join(choices)}")
+            self.problems.add(at, f"'{at[-1]}' is {value!r}; expected {' | '.join(choices)}")
         return None if value is None else str(value)

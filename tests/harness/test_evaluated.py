@@ -90,10 +90,58 @@ def test_what_is_wrong_is_said_at_its_place(load, old, new, place, said):
     assert f"suite.yaml{place}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "drawn"),
+    [
+        ("", (1, 0.0, 1.0)),
+        (", samples: 1", (1, 0.0, 1.0)),
+        (", temperature: 0", (1, 0.0, 1.0)),
+        (", samples: 20", (20, 0.2, 0.95)),
+        (", samples: 20, temperature: 0.8", (20, 0.8, 0.95)),
+        (", samples: 2, temperature: 1, top_p: 1", (2, 1.0, 1.0)),
+        (", temperature: 0.5", (1, 0.5, 0.95)),
+    ],
+)
+def test_how_programs_are_drawn(load, given, drawn):
+    own, _ = load(TEXT.replace("tasks: quiz", f"tasks: quiz{given}")).groups
+    assert (own.samples, own.temperature, own.top_p) == drawn and own.metric is None
+    assert load(TEXT.replace("tasks: quiz", "tasks: quiz, metric: acc")).groups[0].metric == "acc"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("samples: 0", "'samples' is 0; expected a whole number from 1"),
+        ("samples: 2.5", "'samples' is 2.5"),
+        ("samples: true", "'samples' is True"),
+        ("temperature: -1", "'temperature' is -1; expected a number from 0"),
+        ("temperature: .inf", "'temperature' is inf"),
+        ("temperature: hot", "'temperature' is 'hot'"),
+        ("temperature: true", "'temperature' is True"),
+        ("temperature: 1, top_p: 0", "'top_p' is 0; expected a share above 0, up to 1"),
+        ("temperature: 1, top_p: 1.5", "'top_p' is 1.5"),
+        ("samples: 5, temperature: 0", "5 samples at temperature 0 are all the same"),
+        ("top_p: 0.9", "'top_p' is of samples that are drawn: add a `temperature:` above 0"),
+        ("samples: 1, temperature: 0, top_p: 0.9", "'top_p' is of samples that are drawn"),
+        ("metric: [acc]", "'metric' is ['acc']; expected the name of one of the tasks' scores"),
+        ("metric: 3", "'metric' is 3"),
+    ],
+)
+def test_how_programs_are_not_drawn(load, given, said):
+    with pytest.raises(SuiteError) as caught:
+        load(TEXT.replace("tasks: quiz", f"tasks: quiz, {given}"))
+    assert said in str(caught.value) and "suite.yaml:10:" in str(caught.value)
+
+
+def test_a_text_is_not_drawn(load):
+    with pytest.raises(SuiteError, match="unknown key 'samples'"):
+        load(TEXT.replace("limit: 30", "limit: 30, samples: 3"))
+
+
 def test_the_json_schema_knows_texts_and_what_is_published():
     made = schema()["properties"]
     assert [set(one["properties"]) for one in made["evaluate"]["additionalProperties"]["oneOf"]] == [
-        {"tasks", "limit", "batch_size"},
+        {"tasks", "limit", "batch_size", "metric", "samples", "temperature", "top_p"},
         {"bits_per_byte", "limit", "batch_size"},
     ]
     assert made["published"]["additionalProperties"]["required"] == ["source", "scores"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -65,17 +66,40 @@ def test_what_cannot_be_evaluated(world: Path, tmp_path: Path, asked: Asked, err
 
 def test_models_and_tasks_make_other_runs(world: Path) -> None:
     one = suite_of(Asked(str(world / "my model"), ("pocket_goals",)))
-    more = [{"limit": 3}, {"batch_size": 1}, {"trust": True}, {"level": "any"}]
-    assert (
-        len({one.digest, *(suite_of(Asked(str(world / "my model"), ("pocket_goals",), **m)).digest for m in more)}) == 5
-    )
+    more: list[dict[str, Any]] = [{"limit": 3}, {"batch_size": 1}, {"trust": True}, {"level": "any"}]
+    more += [{"samples": 2}, {"samples": 2, "temperature": 0.5}, {"temperature": 0.2, "top_p": 0.5}, {"chat": "on"}]
+    others = [suite_of(Asked(str(world / "my model"), ("pocket_goals",), **m)) for m in more]
+    assert len({one.digest, *(other.digest for other in others)}) == 9
     json.loads(one.text)
+    drawn = others[4].groups[0]
+    assert (drawn.samples, drawn.temperature, drawn.top_p) == (2, 0.2, 0.95)
+    assert [other.chat for other in (one, others[7])] == ["auto", "on"]
+    with pytest.raises(UsageError, match="3 samples at temperature 0 are all the same"):
+        suite_of(Asked(str(world / "my model"), ("pocket_goals",), samples=3, temperature=0.0))
 
 
-def test_programs_made_elsewhere_are_judged_one_by_one(world: Path) -> None:
+def test_programs_are_drawn_and_the_counts_are_told(world: Path, tmp_path: Path) -> None:
+    options = Options(out=tmp_path / "runs", store=tmp_path / "store", slots=1, progress="none")
+    write_model(tmp_path / "chatty", seed=1)
+    (tmp_path / "chatty" / "chat_template.jinja").write_text("{{ messages[0].content }}:")
+    model, task = str(tmp_path / "chatty"), str(world / "functions.yaml")
+    found = evaluating.scores(
+        evaluating.evaluate(Asked(model, (task,), samples=3, temperature=1.0, level="any"), options)
+    )
+    entry = found["tasks"]["functions"]
+    assert entry["n"] == len(FUNCTIONS) and 0 < entry["unfinished"] <= 3 * len(FUNCTIONS)
+    assert f"{entry['unfinished']} answers cut off" in evaluating.score_words(found)
+    assert found["chat"] is True and "chatty, asked in its chat template" in evaluating.score_words(found)
+    with pytest.raises(TaskError, match="group 'tasks' asks for 3 samples at temperature 0.2, and none of its tasks"):
+        evaluating.evaluate(Asked(model, (str(world / "legs.yaml"),), samples=3), options)
+    with pytest.raises(UsageError, match="`chat: on` asks for a chat template, and my-model has none"):
+        evaluating.evaluate(Asked(str(world / "my model"), (task,), chat="on", level="any"), options)
+
+
+def test_programs_made_elsewhere_are_judged_one_by_one(world: Path, tmp_path: Path) -> None:
     rows = FUNCTIONS[:3]
     programs = [[r["canonical_solution"], "\n    return None", r["prompt"] + r["canonical_solution"]] for r in rows]
-    found = judge_generations(generations(world, programs), str(world / "functions.yaml"), "any")
+    found = judge_generations(generations(world, programs), str(world / "functions.yaml"), tmp_path, "any")
     outcomes = [[program["passed"] for program in verdict["programs"]] for verdict in found["verdicts"]]
     assert outcomes == [[True, False, True]] * 3, "with the prompt or without it"
     assert found["verdicts"][0]["programs"][0]["reason"] == "passed"
@@ -107,17 +131,17 @@ def test_pass_at_k_is_the_share_of_draws_with_one_that_passes() -> None:
         ([["x"]], "legs", "is no code task"),
     ],
 )
-def test_what_are_no_generations(world: Path, programs: object, task: str, said: str) -> None:
+def test_what_are_no_generations(world: Path, tmp_path: Path, programs: object, task: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        judge_generations(generations(world, programs), str(world / f"{task}.yaml"), "any")
+        judge_generations(generations(world, programs), str(world / f"{task}.yaml"), tmp_path, "any")
 
 
 def test_files_that_are_none(tmp_path: Path, world: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        judge_generations(tmp_path / "nothing.json", str(world / "functions.yaml"), "any")
+        judge_generations(tmp_path / "nothing.json", str(world / "functions.yaml"), tmp_path, "any")
     (tmp_path / "bad.json").write_text("[[")
     with pytest.raises(UsageError, match="is not JSON"):
-        judge_generations(tmp_path / "bad.json", str(world / "functions.yaml"), "any")
+        judge_generations(tmp_path / "bad.json", str(world / "functions.yaml"), tmp_path, "any")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from harness import suite as suites
 from harness.errors import TaskError
-from harness.facts import LIBRARIES, Facts, FolderFacts
+from harness.facts import LIBRARIES, Facts, FolderFacts, Missing
 from harness.plan import in_order, is_dev, plan, unique_ids
 from harness.relating import Related
 from harness.status import failures, needs, previous_plan, status
@@ -307,6 +307,39 @@ def test_the_mask_of_a_routed_model_is_in_the_key_of_its_answers(guided):
     assert one.key(made) != other.key(made)
     swapped = guided(GUIDED.replace("{g: a, h: b}", "{g: b, h: a}"))
     assert swapped["generate emr g/quiz/test.0"].key(made) != one.key(made)
+
+
+DRAWN = TEXT.replace("tasks: [quiz]", "tasks: [quiz, sums], samples: 3")
+
+
+def test_samples_are_in_the_keys_of_code_tasks_alone(read):
+    found = facts(tasks={"quiz": quiz(), "sums": quiz(name="sums", kind="code")}, groups={"g": ("quiz", "sums")})
+    plain, drawn = (plan(read(text), found) for text in (DRAWN.replace(", samples: 3", ""), DRAWN))
+    spec = drawn.jobs["generate a g/sums/test.0"].spec
+    assert spec["sampling"] == {"samples": 3, "temperature": 0.2, "top_p": 0.95, "seed": 7}
+    one, other = keys(plain), keys(drawn)
+    differing = {name.split("/")[1] for name in one if name.startswith("generate") and one[name] != other[name]}
+    assert differing == {"sums"}
+    assert not {"sampling", "chat"} & set(plain.jobs["generate a g/sums/test.0"].spec)
+    greedy = keys(plan(read(DRAWN.replace("samples: 3", "samples: 1, temperature: 0")), found))
+    assert greedy == one, "what is said anyway changes no key"
+
+
+def test_samples_of_what_is_no_program_are_refused(read):
+    with pytest.raises(TaskError, match="group 'g' asks for 3 samples at temperature 0.2, and none of its tasks"):
+        plan(read(TEXT.replace("[quiz]", "[quiz], samples: 3")), facts())
+    absent = facts(tasks={}, groups={"g": ()}, missing=(Missing("tasks", "humaneval"),))
+    plan(read(TEXT.replace("[quiz]", "[humaneval], samples: 3")), absent)
+
+
+def test_a_chat_template_is_in_the_key_of_who_is_asked_in_it(read):
+    folders = {name: replace(one, chat=True) for name, one in facts().folders.items()}
+    before, after = (plan(read(TEXT + f"chat: {word}\n"), facts(folders=folders)) for word in ("auto", "on"))
+    assert before.chat == frozenset() and after.chat == set(after.suite.models), "kinship has a base"
+    assert {name.split(" ")[0] for name in changed(keys(before), keys(after))} == {"generate", "judge"}
+    assert after.jobs["generate ties g/quiz/test.0"].spec["chat"] is True
+    one = plan(read(TEXT.replace("./b}", "./b, chat: on}")), facts(folders=folders))
+    assert {name.split(" ")[1] for name in changed(keys(before), keys(one))} == {"b"} == one.chat
 
 
 def test_a_merge_of_strangers_is_another_job_than_one_that_was_checked(guided):

@@ -10,6 +10,7 @@ import pytest
 
 from harness import record, runs
 from harness import suite as suites
+from harness.blocks import SCORES, write_block
 from harness.compare import compare, table
 from harness.described import describe, warnings, write_curves
 from harness.drive import Progress
@@ -118,7 +119,7 @@ def assembled(tmp_path):
     planned = plan(suite, facts)
     sizes = dict(zip(text.items, range(1, 81), strict=True))
 
-    def results(without: str = "-"):
+    def results(without: str = "-", chat: frozenset[str] = frozenset()):
         done = {}
         for i, job in enumerate(j for j in planned.jobs.values() if j.kind == "judge" and without not in j.id):
             _, model, place = job.id.split(" ")
@@ -126,12 +127,25 @@ def assembled(tmp_path):
                         if place == f"{'text' if b.task == 'text' else 'own'}/{b.name}"]  # fmt: skip
             rows = [_judged(block.task, sizes[one], RATE[model]) for one in block.ids]
             found = entry(tmp_path, f"{without}{i}", {})
-            (found.path / "scores.json").write_text(json.dumps(rows))
+            write_block(found.path, SCORES, rows)
             done[job.id] = found
-            done[job.id.replace("judge", "generate", 1)] = replace(found, result={"truncated": 1})
-        return record.assemble(planned, Progress(done=done))
+            done[job.id.replace("judge", "generate", 1)] = replace(
+                found, result={"truncated": 1, "unfinished": 2 * ("own" in job.id)}
+            )
+        return record.assemble(replace(planned, chat=chat), Progress(done=done))
 
     return results
+
+
+def test_who_is_asked_in_a_template_and_what_came_to_no_end(assembled):
+    results = assembled(chat=frozenset({"good"})).results
+    models = results["models"]
+    assert {name: row.get("chat") for name, row in models.items()} == {name: None for name in models} | {"good": True}
+    blocks = 2  # of the quiz, dev and test
+    assert models["base"]["scores"]["own"]["tasks"]["quiz"]["unfinished"] == 2 * blocks
+    assert models["base"]["scores"]["own"]["tasks"]["quiz"]["truncated"] == blocks
+    assert "unfinished" not in models["base"]["text"]["text"]
+    assert "samples" not in results["suite"]["groups"]["own"]
 
 
 def _judged(task: str, size: int, rate: float) -> dict:
@@ -228,7 +242,7 @@ def fused(tmp_path):
         "read fused@1 on noisy 12345678 top_k=10": entry(tmp_path, "r3", {}, 500.0),
         "fuse fused@1": entry(tmp_path, "f1", REPORT, 1.0),
         "fuse fused@2": entry(tmp_path, "f2", {**REPORT, "loss": 2.0}, 2.0),
-        "generate fused@1 g/t/test.0": entry(tmp_path, "g1", {"truncated": 0}, 4.0),
+        "generate fused@1 g/t/test.0": entry(tmp_path, "g1", {"truncated": 0, "unfinished": 2}, 4.0),
     }
     (done["fuse fused@1"].path / "model" / "curves.jsonl").write_text('{"step": 1}\n')
     return plan, Progress(done=done), model

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from harness import samples as kept
+from harness.blocks import RESPONSES, SCORES, write_block
 from harness.errors import UsageError
 from harness.store import Store
 
-SCORES = {"a": [1.0, 0.0, 0.0], "b": [1.0, 1.0, 0.0], "c@1": [0.0] * 3, "c@2": [0.0] * 3}
+VALUES = {"a": [1.0, 0.0, 0.0], "b": [1.0, 1.0, 0.0], "c@1": [0.0] * 3, "c@2": [0.0] * 3}
 
 
 @pytest.fixture
@@ -19,11 +20,11 @@ def run(tmp_path):
 
     def put(job, name, rows):
         folder = store.begin()
-        (folder / name).write_text(json.dumps(rows))
+        write_block(folder, name, rows)
         keys[job] = "0" * 56 + f"{len(keys):08x}"
         store.commit(folder, keys[job], kind=job.split(" ")[0], spec={}, inputs={}, result={}, cost={})
 
-    for model, scores in SCORES.items():
+    for model, scores in VALUES.items():
         for place, ids in (
             ("g/quiz/test.0", (5, 2)),
             ("g/quiz/test.1", (9,)),
@@ -41,8 +42,8 @@ def run(tmp_path):
                  "verdict": None}
                 for i in ids
             ]  # fmt: skip
-            put(f"generate {model} {place}", "responses.json", said)
-            put(f"judge {model} {place}", "scores.json", judged)
+            put(f"generate {model} {place}", RESPONSES, said)
+            put(f"judge {model} {place}", SCORES, judged)
     (run_dir / "objects.json").write_text(json.dumps(keys))
     (run_dir / "plan.json").write_text("{}")
     counted = {"g": {"quiz": ["h5", "h2#2"], "essay": ["h0"]}}
@@ -77,6 +78,23 @@ def test_what_is_printed(run):
     assert 'said "a writes\\nof 0"' in kept.words(run("a", "essay"), 1) and "no answer found" in kept.words(
         run("a", "essay"), 1
     )
+
+
+def test_several_programs_are_told_by_how_they_ended(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    reasons = ["failed: no", "passed", "failed: no", "timeout", "crashed: a", "crashed: b", "crashed: c"]
+    sample = {
+        "doc_id": 3, "score": 1 / 7, "target": "", "answer": "x" * 900, "verdict": ", ".join(reasons), "also": {},
+        "truncated": True, "unfinished": 2, "responses": [f"    return {i} " + "y" * 900 for i in range(7)],
+        "programs": [{"passed": reason == "passed", "reason": reason} for reason in reasons],
+    }  # fmt: skip
+    said = kept.words({"model": "m", "task": "t", "n": 9, "samples": [sample]}, 5).splitlines()
+    text = " ".join(line.strip() for line in said)
+    assert max(map(len, said)) <= 80 and len(said) < 20
+    assert "1 of 7 programs pass" in text and "2 ended in 2 other ways" in text
+    shown = [line.strip().partition(" y")[0] for line in said if " x " in line]
+    assert shown[0] == '2 x failed: no: "    return 0' and shown[1] == '1 x passed: "    return 1' and len(shown) == 4
+    assert "2 cut off at the most tokens allowed" in text and "lost its beginning" in text
 
 
 @pytest.mark.parametrize(
