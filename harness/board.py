@@ -21,6 +21,8 @@ LEGEND = {
     "a control is a candidate that exists to be beaten; † is the point of a sweep that is best on dev items",
     "routed": "uses task identity: it is told which group it answers, and answers each with weights of its own; so it "
     "has no rank among models that answer all alike",
+    "ensemble": "runs several models for every answer and combines what they say, so it costs as many times as much; a "
+    "class of its own, without a rank among single models",
     "overall": "mean over groups of the mean over tasks, in percent, with its 95 % interval "
     "(for reading: ranks and gains are decided by paired differences)",
     "gain": "score minus that of the parent that is best on dev items (without a dev split: of every parent), in "
@@ -105,8 +107,15 @@ class Row:
         return f"{percent(self.number('clean_score', 'value')) or '–'} ({found} of {items} out)" if found else ""
 
     @property
+    def runs(self) -> int:
+        """How many models are run for every answer."""
+        return len(self.entry.get("parents") or ()) if self.kind == "ensemble" else 1
+
+    @property
     def stamped(self) -> str:
         """The label, with what sets a model apart from those it stands beside."""
+        if self.kind == "ensemble":
+            return f"{self.label} (runs {self.runs} models)"
         return f"{self.label} ({TASK_IDENTITY})" if self.kind == "routed" else self.label
 
 
@@ -189,9 +198,8 @@ def board(results: Mapping[str, Any]) -> Board:
         for name, entry in models.items()
     ]
     scored = sorted((row for row in rows if row.reason is None), key=_order)
-    suite = results.get("suite") or {}
     return Board(
-        suite=str(suite.get("suite") or suite.get("name") or "suite") if isinstance(suite, Mapping) else str(suite),
+        suite=_title(results.get("suite") or {}),
         rows=tuple(scored),
         left_out=tuple(row for row in rows if row.reason is not None),
         groups=_seen(list(row.entry.get("scores") or {}) for row in scored),
@@ -207,6 +215,13 @@ def board(results: Mapping[str, Any]) -> Board:
         published=tuple(_published(name, entry, scored) for name, entry in (results.get("published") or {}).items()),
         results=results,
     )
+
+
+def _title(suite: Any) -> str:
+    if not isinstance(suite, Mapping):
+        return str(suite)
+    name = str(suite.get("suite") or suite.get("name") or "suite")
+    return f"{name} (a rehearsal with tiny random models: its numbers say nothing)" if suite.get("smoke") else name
 
 
 def _published(name: str, entry: Mapping[str, Any], rows: Sequence[Row]) -> Published:
@@ -318,6 +333,15 @@ def memory(megabytes: float | None) -> str:
     if megabytes is None:
         return ""
     return f"{megabytes:.0f} MB" if megabytes < 999.5 else f"{megabytes / 1024:.1f} GB"
+
+
+def times_longer(row: Row, rows: Sequence[Row]) -> float | None:
+    """How many times as long as one of its members, on average, an ensemble's evaluation took; None where unknown."""
+    parents = row.entry.get("parents") or ()
+    found = [one.number("cost", "evaluate_s") for one in rows if one.name in parents]
+    known = [value for value in found if value]
+    mine = row.number("cost", "evaluate_s")
+    return mine * len(known) / sum(known) if mine is not None and known and len(known) == len(parents) else None
 
 
 def total_seconds(row: Row) -> float | None:

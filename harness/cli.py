@@ -6,17 +6,15 @@ Nothing heavy is imported at start-up: every verb imports what it needs.
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli_common import json_option, out_option, print_json, store_of, store_option
+from harness.cli_common import json_option, out_option, print_json, run_options, store_of, store_option
 from harness.cli_models import align, export, fuse, kinship, lineage, merge, overlap, relate
+from harness.cli_tasks import evaluate, fetch, samples, tasks
 from harness.errors import FuseBenchError
-
-if TYPE_CHECKING:
-    from harness.run import Options
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -60,10 +58,12 @@ seed_option = click.option("--seed", type=int, help="Another seed than the suite
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
 @out_option
 @store_option
+@click.option("--smoke", is_flag=True, help="Rehearse it in minutes with tiny random models, two samples a task.")
 @json_option
 def run(
     suite: str,
     seed: int | None,
+    smoke: bool,
     slots: int | None,
     progress: str,
     out: Path,
@@ -80,7 +80,7 @@ def run(
     from harness.suite import find
 
     again = shlex.join(["fuse-bench", *sys.argv[1:]])
-    outcome = run_suite(find(suite), _options(out, store, slots, progress, again, seed))
+    outcome = run_suite(find(suite), replace(run_options(out, store, slots, progress, again, seed), smoke=smoke))
     if as_json:
         print_json(
             {
@@ -100,63 +100,6 @@ def run(
 
 
 @cli.command()
-@click.argument("model", required=False)
-@click.option("--task", "tasks", multiple=True, required=True, metavar="T", help="A task's name or file; again.")
-@click.option("--limit", type=click.IntRange(1), help="Items of each task that count.")
-@click.option("--batch-size", type=click.IntRange(1), help="Prompts at once; moves scores a little.  [default: 32]")
-@click.option("--sandbox", help="The least isolation that generated programs are run with: any, or a level of doctor.")
-@click.option("--generations", type=click.Path(path_type=Path), help="Programs made elsewhere, in the place of MODEL.")
-@click.option("--allow-pickle", is_flag=True, help="Read pickled weights, which could run code.")
-@click.option("--trust-task-code", is_flag=True, help="Allow task files that bring Python code.")
-@out_option
-@store_option
-@json_option
-def evaluate(
-    model: str | None,
-    tasks: tuple[str, ...],
-    limit: int | None,
-    batch_size: int | None,
-    sandbox: str | None,
-    generations: Path | None,
-    allow_pickle: bool,
-    trust_task_code: bool,
-    out: Path,
-    store: Path | None,
-    as_json: bool,
-) -> None:
-    """Score MODEL, a folder or FOLDER+LORA, on tasks, as a run that `compare` and `leaderboard` take.
-
-    Or --generations FILE: a list of programs for each problem of one code task, in the order of its data.
-    """
-    from harness import evaluating
-    from harness.errors import UsageError
-
-    if (model is None) == (generations is None):
-        raise UsageError("give a MODEL, or --generations FILE with programs that were made elsewhere")
-    if generations is not None:
-        if len(tasks) > 1:
-            raise UsageError("generations are of one task: give one --task")
-        found = evaluating.judge_generations(generations, tasks[0], sandbox, trust_task_code)
-        print_json(found) if as_json else click.echo(evaluating.generation_words(found))
-        return
-    given = {"limit": limit, "batch_size": batch_size, "level": sandbox}
-    asked = evaluating.Asked(
-        str(model),
-        tasks,
-        allow_pickle=allow_pickle,
-        trust=trust_task_code,
-        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
-    again = shlex.join(["fuse-bench", *sys.argv[1:]])
-    outcome = evaluating.evaluate(asked, _options(out, store, None, "auto", again))
-    found = evaluating.scores(outcome)
-    print_json(found) if as_json else click.echo(evaluating.score_words(found))
-    for job, error in outcome.failed.items():
-        click.echo(f"failed: {job}: {error}", err=True)
-    sys.exit(1 if outcome.failed else 0)
-
-
-@cli.command()
 @click.argument("suite")
 @seed_option
 @out_option
@@ -167,7 +110,7 @@ def plan(suite: str, seed: int | None, out: Path, store: Path | None, as_json: b
     from harness.report import plan_json, print_plan, survey
     from harness.suite import find
 
-    surveyed = survey(find(suite), _options(out, store, None, "none", seed=seed))
+    surveyed = survey(find(suite), run_options(out, store, None, "none", seed=seed))
     if as_json:
         print_json(plan_json(surveyed))
     else:
@@ -194,34 +137,6 @@ def compare(a: str, b: str, group: str | None, over: tuple[str, ...], out: Path,
         print_json(found)
     else:
         click.echo(table(found))
-
-
-@cli.command()
-@click.argument("run", default="latest")
-@click.option("--model", required=True, help="A model of the run; of one with several seeds NAME@SEED.")
-@click.option("--task", required=True, help="A task that it was scored on.")
-@click.option("--wrong", is_flag=True, help="Only items with less than the full score.")
-@click.option("--flips-against", "against", metavar="MODEL", help="Only items that this model scored otherwise on.")
-@click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Items to print.")
-@out_option
-@store_option
-@json_option
-def samples(
-    run: str,
-    model: str,
-    task: str,
-    wrong: bool,
-    against: str | None,
-    limit: int,
-    out: Path,
-    store: Path | None,
-    as_json: bool,
-) -> None:
-    """How a model of RUN answered a task's test items: target, answer, score, what it said."""
-    from harness import samples as kept
-
-    found = kept.samples(run, model, task, out, store_of(store), wrong, against)
-    print_json(found) if as_json else click.echo(kept.words(found, limit))
 
 
 @cli.command()
@@ -306,17 +221,6 @@ def measures(as_json: bool) -> None:
 
 
 @cli.command()
-@store_option
-@json_option
-def tasks(store: Path | None, as_json: bool) -> None:
-    """The tasks that are shipped. lm-eval's work by their names, and any task file by its path."""
-    from harness.report import print_rows, task_rows
-
-    found = task_rows(store_of(store))
-    print_json(found) if as_json else print_rows(found)
-
-
-@cli.command()
 @json_option
 def suites(as_json: bool) -> None:
     """The suites that are shipped."""
@@ -356,16 +260,8 @@ def doctor(store: Path | None, as_json: bool) -> None:
     print_json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
 
 
-for verb in (merge, fuse, align, overlap, export, lineage, kinship, relate):
+for verb in (evaluate, fetch, samples, tasks, merge, fuse, align, overlap, export, lineage, kinship, relate):
     cli.add_command(verb)
-
-
-def _options(
-    out: Path, store: Path | None, slots: int | None, progress: str, again: str = "", seed: int | None = None
-) -> "Options":
-    from harness.run import Options
-
-    return Options(out=out, store=store_of(store), slots=slots, progress=progress, again=again, seed=seed)
 
 
 def _say(error: Exception) -> None:

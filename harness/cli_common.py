@@ -3,9 +3,12 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from harness.run import Options
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")
 out_option = click.option(
@@ -28,3 +31,12 @@ def store_of(given: Path | None) -> Path:
 def print_json(value: Any) -> None:
     """One JSON document on stdout; numbers that are not finite would not be JSON."""
     click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def run_options(
+    out: Path, store: Path | None, slots: int | None, progress: str, again: str = "", seed: int | None = None
+) -> "Options":
+    """How a run is to go, by the options of its verb."""
+    from harness.run import Options
+
+    return Options(out=out, store=store_of(store), slots=slots, progress=progress, again=again, seed=seed)

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness.execute.local import LocalExecutor, default_slots
 from harness.facts import gather
 from harness.making import write_job
 from harness.plan import Plan, plan
+from harness.smoke import rehearsal
 from harness.spec import Suite
 from harness.store import Store, disk_errors, write_whole
 from harness.suite import load
@@ -30,7 +31,7 @@ from harness.work import FUNCTIONS
 class Options:
     """How to run. `again` is the command that goes on with an interrupted run; `seed` stands in for the suite's.
 
-    None but the seed changes a result.
+    `smoke` rehearses the suite with tiny models, in `out`/smoke. None but the seed and this changes a result.
     """
 
     out: Path
@@ -39,6 +40,7 @@ class Options:
     progress: str = "auto"
     again: str = ""
     seed: int | None = None
+    smoke: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,11 @@ class Outcome:
 
 def run(suite_path: Path, options: Options) -> Outcome:
     """Do what a suite file says."""
-    return carry_out(load(suite_path, options.seed), options)
+    suite = load(suite_path, options.seed)
+    if options.smoke:
+        # Of its own folder, where neither `latest` nor a suite's name finds it.
+        suite, options = rehearsal(suite, options.store / "smoke"), replace(options, out=options.out / "smoke")
+    return carry_out(suite, options)
 
 
 def carry_out(suite: Suite, options: Options) -> Outcome:

@@ -12,10 +12,10 @@ HEAVY = ("torch", "transformers", "lm_eval", "mlflow", "datasets", "pandas", "sc
 FILES = sorted((ROOT / "fusion").rglob("*.py")) + sorted((ROOT / "harness").rglob("*.py"))
 # Only these may know the engine, beside what calls it in a worker or checks against its tables.
 KNOW_FUSION = {
-    "aligning", "answers", "build", "candidates", "cli", "compare", "compared", "evaluate", "evaluating", "execute",
-    "expand", "facts", "fusing", "guided", "kin", "kinship_rows", "making", "merging", "order", "overlap", "plan",
-    "pocket", "problems", "relate", "relate_table", "relating", "report", "samples", "schema", "spec", "suite", "work",
-    "yamlfile",
+    "aligning", "answers", "build", "candidates", "cli", "compare", "compared", "ensembles", "evaluate", "evaluating",
+    "execute", "expand", "facts", "fetching", "fusing", "guided", "kin", "kinship_rows", "loading", "making", "merging",
+    "order", "overlap", "plan", "pocket", "problems", "relate", "relate_table", "relating", "report", "samples",
+    "schema", "smoke", "spec", "suite", "work", "yamlfile",
 }  # fmt: skip
 
 

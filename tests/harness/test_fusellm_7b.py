@@ -5,6 +5,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 
+import suites
 from harness.suite import load
 from harness.yamlfile import Document
 from suites import shipped
@@ -61,12 +62,18 @@ def test_gains_over_llama_2_are_the_printed_gains(group: str, name: str) -> None
 
 def test_tasks_are_those_that_are_scored_and_the_same_for_all() -> None:
     group = Path(lm_eval.__file__).parent / "tasks" / "bbh" / "cot_fewshot" / "_bbh_cot_fewshot.yaml"
-    scored = {"bbh": Document(group).data["task"], "commonsense": SUITE["evaluate"]["commonsense"]["tasks"]}
+    five = Path(suites.__file__).parent / "tasks" / "fusellm_commonsense.yaml"
+    scored = {
+        "bbh": Document(group).data["task"],
+        "commonsense": Document(five).data["task"],
+        "multipl_e": SUITE["evaluate"]["multipl_e"]["tasks"],
+    }
     assert SUITE["evaluate"]["bbh"]["tasks"] == group.stem.removeprefix("_")
+    assert SUITE["evaluate"]["commonsense"]["tasks"] == five.stem
     for name, count in (("bbh", 27), ("commonsense", 5), ("multipl_e", 10)):
         tasks = [list(entry["scores"][name]["tasks"]) for entry in PUBLISHED.values()]
         assert all(row == tasks[0] for row in tasks) and len(tasks[0]) == count
-        assert set(tasks[0]) == set(scored.get(name, tasks[0]))
+        assert set(tasks[0]) == set(scored[name])
 
 
 def test_every_candidate_differs_from_the_fusion_in_one_choice(tmp_path: Path) -> None:
