@@ -3,7 +3,6 @@
 Where the suite has a dev split its items are taken, so that kinship and the gains reported on test share no item.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,11 +13,11 @@ import numpy as np
 
 from fusion.kinship import MEASURES
 from fusion.kinship.behaviour import Answers
+from harness.blocks import SCORES, read_block
 from harness.described import replicates
 from harness.drive import Progress
 from harness.errors import UsageError
 from harness.plan import Plan
-from harness.store import Entry
 
 FILE = "answers.npz"
 
@@ -65,15 +64,10 @@ def _records(plan: Plan, progress: Progress, names: Sequence[str], split: str) -
                     entry = progress.done.get(f"judge {name} {group.name}/{block.name}")
                     if entry is None:
                         return None
-                    by_id.update(zip(block.ids, _read(entry), strict=True))
+                    by_id.update(zip(block.ids, read_block(entry.path, SCORES), strict=True))
                 by_replicate.append(by_id)
             records += [[by_id[item] for by_id in by_replicate] for item in items.counted[split]]
     return records
-
-
-def _read(entry: Entry) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((entry.path / "scores.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _side_by_side(models: Sequence[list[list[Mapping[str, Any]]]]) -> Answers:

@@ -7,6 +7,7 @@ from typing import Any
 from fusion.builders import BUILDERS
 from fusion.builders.builder import Role
 from fusion.calibration import Collect
+from fusion.ensemble import COMBINE, GIVEN
 from fusion.methods import METHODS
 from fusion.methods.method import Method
 from fusion.params import did_you_mean
@@ -22,6 +23,9 @@ MERGE_KEYS = (
 )
 CALIBRATION = ("sequences", "context")
 FUSION_KEYS = ("method", "seeds", "control")
+ENSEMBLE, ENSEMBLE_KEYS = "ensemble", ("method", "models", "combine", "corpora", "control")
+KNOWN = (*METHODS, *BUILDERS, ENSEMBLE)
+WITHOUT_WEIGHTS = {"ensemble": "an ensemble", "routed": "one model a group"}
 
 
 class Candidates:
@@ -43,7 +47,7 @@ class Candidates:
                 self.problems.add(at, f"'{row}' is already the name of a model", hint, True)
                 continue
             if not isinstance(value, dict) or not isinstance(value.get("method"), str):
-                hint = f"known: {', '.join([*METHODS, *BUILDERS])}"
+                hint = f"known: {', '.join(KNOWN)}"
                 self.problems.add(at, f"candidate '{row}' needs `method:`", hint)
                 continue
             try:
@@ -58,6 +62,7 @@ class Candidates:
             candidate = self._candidate(at, plain, known, sweep)
             if candidate is not None:
                 models[name] = Candidate(name=name, row=row, sweep=sweep, **candidate)
+        self._check_parents(models)
         try:
             models.update(with_starts(models))
             models.update(with_controls(models, given))
@@ -84,8 +89,10 @@ class Candidates:
             found = self._merge(at, METHODS[method], value, known)
         elif method in BUILDERS:
             found = self._fusion(at, method, value, known, sweep)
+        elif method == ENSEMBLE:
+            found = self._ensemble(at, value, known)
         else:
-            hint = did_you_mean(method, [*METHODS, *BUILDERS])
+            hint = did_you_mean(method, KNOWN)
             self.problems.add((*at, "method"), f"unknown method '{method}'", hint)
             return None
         found["seeds"] = self._seeds(at, value)
@@ -125,6 +132,47 @@ class Candidates:
             "route": self._route(at, row, value, models),
         }
 
+    def _ensemble(self, at: Key, value: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        """Models that answer together."""
+        self.problems.known_keys(at, value, ENSEMBLE_KEYS)
+        models, weights, own = self._parents((*at, "models"), value.get("models"), known)
+        combine = value.get("combine", COMBINE[0])
+        if combine not in COMBINE:
+            hint = did_you_mean(str(combine), COMBINE)
+            self.problems.add((*at, "combine"), f"'combine' is {combine!r}; expected {' | '.join(COMBINE)}", hint)
+        if models and len(set(models)) < max(2, len(models)):
+            self.problems.add((*at, "models"), "an ensemble is of two different models or more")
+        if own:
+            self.problems.add((*at, "models"), "a model of an ensemble has a weight and nothing else", "{model: 0.7}")
+        for name, weight in zip(models, weights or (), strict=False):
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                self.problems.add((*at, "models", name), f"its weight is {weight!r}; expected a number above 0")
+        if weights and combine in COMBINE and combine not in GIVEN:
+            hint = "give `models` as a list"
+            self.problems.add((*at, "models"), f"{combine} finds each item's weights itself", hint)
+        corpora: tuple[str, ...] = ()
+        if combine == "routed":
+            corpora = self._corpora(at, f"{ENSEMBLE} {combine}", value.get("corpora"), models)
+        elif "corpora" in value:
+            self.problems.add((*at, "corpora"), f"{combine} reads no data", "remove 'corpora'", True)
+        return {
+            "method": ENSEMBLE,
+            "kind": ENSEMBLE,
+            "params": {"combine": combine},
+            "models": models,
+            "weights": weights,
+            "corpora": corpora,
+        }
+
+    def _check_parents(self, models: Mapping[str, Model]) -> None:
+        """Nothing is merged, trained or combined of a model that has no weights of its own."""
+        bare = {name: m.kind for name, m in models.items() if isinstance(m, Candidate) and m.kind in WITHOUT_WEIGHTS}
+        for model in (m for m in models.values() if isinstance(m, Candidate)):
+            for name in dict.fromkeys((*model.parents, model.base)):
+                if name in bare:
+                    text = f"'{name}' is {WITHOUT_WEIGHTS[bare[name]]}: it has no weights to make a candidate of"
+                    self.problems.add(("candidates", model.row.partition("[")[0]), text, "name one of its models")
+
     def _tokenizer(self, at: Key, given: Any, models: Sequence[str], base: str | None) -> str | None:
         """Whose tokens the result has: all of them, the base's, or a parent's."""
         known = ["union", *models, *(["base", base] if base else [])]
@@ -145,9 +193,21 @@ class Candidates:
                 if key in value:
                     self.problems.add((*at, key), f"{row.name} reads no data", f"remove '{key}'", True)
             return {"corpora": (), "calibration": {}}
+        found = self._corpora(at, row.name, corpora, models)
         if not isinstance(corpora, dict):
-            self.problems.add(at, f"{row.name} needs `corpora:`", "{model: corpus} for each model, of its own domain")
             return {"corpora": (), "calibration": {}}
+        if not isinstance(calibration, dict):
+            self.problems.add((*at, "calibration"), "calibration is a mapping", "{sequences: N, context: N}")
+            calibration = {}
+        self.problems.known_keys((*at, "calibration"), calibration, CALIBRATION)
+        filled = self.problems.params((*at, "calibration"), Collect, calibration)
+        return {"corpora": found, "calibration": {key: filled.get(key) for key in CALIBRATION}}
+
+    def _corpora(self, at: Key, who: str, corpora: Any, models: Sequence[str]) -> tuple[str, ...]:
+        """A text of each model's own domain, in the models' order."""
+        if not isinstance(corpora, dict):
+            self.problems.add(at, f"{who} needs `corpora:`", "{model: corpus} for each model, of its own domain")
+            return ()
         for name in corpora:
             if name not in models:
                 hint = did_you_mean(str(name), models)
@@ -155,13 +215,7 @@ class Candidates:
         lost = [name for name in models if name not in corpora]
         for name in lost:
             self.problems.add((*at, "corpora"), f"there is no corpus for '{name}'")
-        found = tuple(self._corpus((*at, "corpora", name), corpora[name]) for name in models if name not in lost)
-        if not isinstance(calibration, dict):
-            self.problems.add((*at, "calibration"), "calibration is a mapping", "{sequences: N, context: N}")
-            calibration = {}
-        self.problems.known_keys((*at, "calibration"), calibration, CALIBRATION)
-        filled = self.problems.params((*at, "calibration"), Collect, calibration)
-        return {"corpora": found, "calibration": {key: filled.get(key) for key in CALIBRATION}}
+        return tuple(self._corpus((*at, "corpora", name), corpora[name]) for name in models if name not in lost)
 
     def _route(self, at: Key, row: Method, value: dict[str, Any], models: Sequence[str]) -> dict[str, str]:
         """Which parent each group of tasks is answered as, of a model that is told which group it answers."""

@@ -250,12 +250,16 @@ def init(path: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--install", type=click.Choice(["bigcode"]), help="Make the environment that tasks bigcode/NAME need.")
 @store_option
 @json_option
-def doctor(store: Path | None, as_json: bool) -> None:
-    """What this machine has: cores, memory, GPUs, library versions, sandbox levels, the store."""
+def doctor(install: str | None, store: Path | None, as_json: bool) -> None:
+    """What this machine has: cores, memory, GPUs, library versions, sandbox levels, languages, the store."""
+    from harness import bigcode
     from harness.report import diagnosis, print_rows
 
+    if install:
+        bigcode.install(bigcode.where(store_of(store)), lambda line: click.echo(line, err=True))
     found = diagnosis(store_of(store))
     print_json(found) if as_json else print_rows([{"name": key, "is": value} for key, value in found.items()])
 

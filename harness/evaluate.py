@@ -182,7 +182,9 @@ def respond(
     with load.quiet(), _templates(loaded), _drawing(loaded, ids, settings), endings(lm) as ended:
         results = evaluate(lm, {"tasks": {name: loaded.task}}, samples={name: ids}, bootstrap_iters=0, **chat)
     kept = loaded.scores[0].filter if loaded.kind != "code" else results["samples"][name][0]["filter"]
-    cut = frozenset(ids[instance.doc_id] for instance in loaded.task.instances if _too_long(lm, instance))
+    readers = getattr(lm, "members", (lm,))
+    long = (instance for instance in loaded.task.instances if any(_too_long(one, instance) for one in readers))
+    cut = frozenset(ids[instance.doc_id] for instance in long)
     endless = Counter({ids[instance.doc_id]: ended.cut_off(instance) for instance in loaded.task.instances})
     return [_record(sample, cut, endless, name) for sample in results["samples"][name] if sample["filter"] == kept]
 

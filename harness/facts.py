@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fusion import chat
 from fusion.digests import folder_digests, source_digests
+from fusion.ensemble import vocabulary_digest
 from fusion.errors import CheckpointError
 from fusion.merge import write
 from fusion.methods.apply import reshapes
@@ -35,7 +36,8 @@ class FolderFacts:
     """A given model on disk. `digest` is of weights, config and tokenizer together; `bytes` of its weight files.
 
     `stamps` are of its files' sizes and times, by folder: a worker sees by them that nothing was changed since.
-    `chat`: whether it has a chat template; None where it is not here to be looked at.
+    `chat`: whether it has a chat template; None where it is not here to be looked at. `vocabulary`: a digest of which
+    number each token has, of an ensemble's members; None where that is not known.
     """
 
     path: str
@@ -43,6 +45,7 @@ class FolderFacts:
     bytes: int
     stamps: Mapping[str, str]
     chat: bool | None = None
+    vocabulary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,14 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
     """
     missing: list[Missing] = []
     folders = {}
+    members = {n for m in suite.models.values() if isinstance(m, Candidate) and m.kind == "ensemble" for n in m.models}
     for source in (m for m in suite.models.values() if isinstance(m, Source)):
         folder = _folder_here(source, store) if offline else folder_of(source, store)
         if folder is None:
             missing.append(Missing("model", source.name, source.origin))
             folder = FolderFacts(source.origin, f"not here: {source.origin} {source.revision}", 0, {})
-        folders[source.name] = folder
+        together = folder.chat is not None and source.name in members
+        folders[source.name] = replace(folder, vocabulary=_vocabulary(source, folder)) if together else folder
     tasks, groups, absent = _tasks(suite, store, offline)
     missing += absent
     corpora = {}
@@ -232,6 +237,11 @@ def folder_of(model: Source, store: Store, local_only: bool = False) -> FolderFa
     own = model.adapter is not None and has_tokenizer(Path(model.adapter))
     template = chat.read(Path(model.adapter) if model.adapter and own else path)
     return FolderFacts(str(path), known["model"], size, stamps, template is not None)
+
+
+def _vocabulary(model: Source, facts: FolderFacts) -> str | None:
+    own = model.adapter is not None and has_tokenizer(Path(model.adapter))
+    return vocabulary_digest(Path(model.adapter) if model.adapter and own else Path(facts.path))
 
 
 def _folder_here(model: Source, store: Store) -> FolderFacts | None:

@@ -27,6 +27,7 @@ from harness.board import (
     plain,
     points,
     seconds,
+    times_longer,
     total_seconds,
 )
 from harness.board_data import csv_text, json_text
@@ -311,6 +312,15 @@ def _notes(found: Board, hidden: Sequence[str]) -> list[str]:
     routed = [plain(row.name) for row in found.rows if row.kind == "routed"]
     if routed:
         notes.append(f"{', '.join(routed)} {TASK_IDENTITY}: told which group it answers, so it is not ranked.")
+    for row in (row for row in found.rows if row.kind == "ensemble"):
+        times = times_longer(row, found.rows)
+        longer = f", in {times:.1f} times the time of one" if times is not None else ""
+        notes.append(f"{plain(row.name)} runs {row.runs} models for every answer{longer}; so it is not ranked.")
+    chatting = [plain(row.name) for row in found.rows if row.entry.get("chat")]
+    if 0 < len(chatting) < len(found.rows):
+        notes.append(
+            f"Asked in their chat templates: {', '.join(chatting)}; the others plainly, so their prompts differ."
+        )
     if hidden:
         notes.append(f"Too narrow to show: {', '.join(plain(group) for group in hidden)}.")
     notes += [f"No score: {plain(row.name)} ({plain(str(row.reason).splitlines()[0])})" for row in found.left_out]

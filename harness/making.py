@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from fusion.builders import BUILDERS
+from fusion.ensemble import apart
 from fusion.methods import METHODS
 from fusion.params import build as build_params
 from fusion.recipe import Recipe
+from harness.chat import donor
+from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
 from harness.pocket import TRAINERS, VERSION, recipe
 from harness.spec import Candidate, Source, Suite, Trained
 from harness.store import digest_of
 
-STATISTICS_VERSION, STORE_VERSION = 1, 1
+STATISTICS_VERSION, STORE_VERSION, ENSEMBLE_VERSION = 1, 1, 1
 THREADS = 1
 
 
@@ -69,7 +72,7 @@ def statistics_of(model: Candidate, facts: Facts) -> Iterator[tuple[str, str, st
 def _kind(model: Trained | Candidate) -> str:
     if isinstance(model, Trained):
         return "train"
-    return "build" if model.kind in ("merged", "routed") else "fuse"
+    return "build" if model.kind in ("merged", "routed", "ensemble") else "fuse"
 
 
 def input_of(suite: Suite, facts: Facts, role: str, name: str) -> Input:
@@ -86,6 +89,8 @@ def making(suite: Suite, facts: Facts, name: str, model: Source | Trained | Cand
         yield _train(suite, facts, name, model)
     elif isinstance(model, Candidate) and model.kind in ("merged", "routed"):
         yield from _merge(suite, facts, name, model, seed)
+    elif isinstance(model, Candidate) and model.kind == "ensemble":
+        yield _ensemble(suite, facts, name, model)
     elif isinstance(model, Candidate):
         yield from _fuse(suite, facts, name, model, seed)
 
@@ -125,6 +130,57 @@ def _merge(suite: Suite, facts: Facts, name: str, model: Candidate, seed: int) -
     yield Job(f"build {name}", "build", spec, tuple(inputs), {"device": facts.device}, name)
     if suite.keep == "all" and model.kind == "merged":
         yield write_job(name, f"build {name}")
+
+
+def _ensemble(suite: Suite, facts: Facts, name: str, model: Candidate) -> Job:
+    """Nothing is built for an ensemble: its members are looked at together, and a routed one's domains are fitted.
+
+    Raises TaskError where its members are known to have different tokenizers, and a task needs one.
+    """
+    asked = [task for group in facts.groups.values() for task in group]
+    tokenwise = sorted({task for task in asked if facts.tasks[task].output_type != "multiple_choice"})
+    numberings = {_vocabulary(suite, facts, parent) for parent in model.models} - {None}
+    if len(numberings) > 1 and tokenwise:
+        raise TaskError(f"candidate '{name}': {apart(model.models, tokenwise)}")
+    spec = {
+        "method": model.method,
+        "version": ENSEMBLE_VERSION,
+        "params": model.params,
+        "weights": model.weights,
+        "dtypes": [dtype_of(suite, parent) for parent in model.models],
+        "corpora": [facts.corpora[corpus] for corpus in model.corpora],
+        "by_token": bool(tokenwise),
+        **common(facts),
+    }
+    inputs = [input_of(suite, facts, f"model.{i}", parent) for i, parent in enumerate(model.models)]
+    where = {"device": facts.device, "corpora": model.corpora, "corpus_seed": suite.seed, "tokenwise": tokenwise}
+    return Job(f"build {name}", "build", spec, tuple(inputs), where, name)
+
+
+def _vocabulary(suite: Suite, facts: Facts, name: str) -> str | None:
+    """Which numbers a model's tokens have; None where that shows once it is made."""
+    model = suite.models[name]
+    if isinstance(model, Source):
+        return facts.folders[name].vocabulary
+    parent = donor(model)
+    new = isinstance(model, Candidate) and model.tokenizer == "union"
+    return None if parent is None or new else _vocabulary(suite, facts, parent)
+
+
+def dtype_of(suite: Suite, instance: str) -> str:
+    """The number format that a model is evaluated in: its source's, handed down to what is made of it, else its own.
+
+    Of an ensemble it is "auto": each member keeps its own.
+    """
+    model: Any = instances(suite)[instance][0]
+    while not isinstance(model, Source):
+        if isinstance(model, Candidate) and model.kind == "ensemble":
+            return "auto"
+        parent = model.parent if isinstance(model, Trained) else model.base or model.target or model.models[0]
+        if parent is None:
+            return "auto"
+        model = suite.models[parent]
+    return model.dtype or "auto"
 
 
 def _fuse(suite: Suite, facts: Facts, name: str, model: Candidate, seed: int) -> Iterator[Job]:

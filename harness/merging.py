@@ -10,7 +10,7 @@ from typing import Any
 from fusion.errors import CheckpointError
 from fusion.merge import check_lineage, make_room, write
 from fusion.methods import METHODS
-from fusion.modelref import Delta, ModelRef, Routed, from_json, with_pickles
+from fusion.modelref import Delta, Ensemble, ModelRef, Routed, from_json, with_pickles
 from fusion.params import did_you_mean
 from fusion.recipe_file import read_recipe
 from harness import runs
@@ -78,6 +78,9 @@ def export(run: str, name: str, out: Path, where: Path) -> dict[str, Any]:
     if name not in made:
         raise UsageError(f"{run_dir.name} made no model '{name}'; {did_you_mean(name, made)}")
     ref, expected = made[name]
+    if isinstance(ref, Ensemble):
+        names = ", ".join(member for member, _ in ref.models)
+        raise UsageError(f"'{name}' is an ensemble: it has no weights to write; export its models one by one: {names}")
     try:
         if isinstance(ref, Routed):
             return {"out": str(out), "digest": expected, **_export_routed(ref, out)}

@@ -241,7 +241,31 @@ def method_rows() -> list[dict[str, Any]]:
         }
         for b in BUILDERS.values()
     ]  # fmt: skip
-    return merges + builds
+    return [*merges, *builds, _ensemble_row()]
+
+
+def _ensemble_row() -> dict[str, Any]:
+    from fusion.ensemble import COMBINE, GIVEN
+
+    return {
+        "name": "ensemble",
+        "kind": "ensemble",
+        "formula": "the models' next-token distributions, combined for every token",
+        "paper": "routed: arXiv:2210.05320; perplexity_weighted: arXiv:2404.11531",
+        "parameters": [
+            {
+                "name": "combine",
+                "type": "text",
+                "per_model": False,
+                "required": True,
+                "default": None,
+                "low": None,
+                "high": None,
+                "choices": list(COMBINE),
+                "help": f"how; {' and '.join(sorted(GIVEN))} take weights, routed needs corpora",
+            }
+        ],
+    }
 
 
 def measure_rows() -> list[dict[str, Any]]:
@@ -349,16 +373,20 @@ def write_starter(path: Path) -> str:
 
 def diagnosis(store: Path) -> dict[str, str]:
     """What a question about a failing run should be asked with."""
-    from harness import sandbox
+    from harness import bigcode, sandbox
     from harness.facts import environment
+    from harness.sandbox import languages
 
     found = environment()
     machine = found["machine"]
+    tools = {name: said if here else f"no ({said})" for name, (here, said) in languages.probe().items()}
     return {
         "cores": str(machine["cores"]),
         "memory": f"{machine['memory_gib']} GiB",
         "gpus": str(machine["gpus"]) if machine["gpus"] else "none: everything runs on the CPU",
         "store": f"{store}, {gib(free_bytes(store))} free",
         "sandbox": "; ".join(f"{level}: {why or 'yes'}" for level, why in sandbox.probe().items()),
+        **{f"language {name}": said for name, said in tools.items()},
+        "bigcode": bigcode.missing(bigcode.where(store)) or "installed",
         **{name: text for name, text in found["versions"].items()},
     }

@@ -5,9 +5,11 @@ from typing import Any
 
 from fusion.builders import BUILDERS
 from fusion.calibration import Collect
+from fusion.ensemble import COMBINE
 from fusion.kinship import MEASURES
 from fusion.methods import METHODS
 from fusion.params import describe
+from harness.candidates import ENSEMBLE
 from harness.pocket import CORPORA, HELD_OUT, TRAINERS
 from harness.problems import NAME
 from harness.sandbox import LEVELS
@@ -40,7 +42,9 @@ def schema() -> dict[str, Any]:
         "suite": {"type": "string", "pattern": NAME.pattern},
         "seed": {"type": "integer"},
         "models": _named({"oneOf": [_source(), *(_trained(name) for name in TRAINERS)]}),
-        "candidates": _named({"oneOf": [*(_merge(name) for name in METHODS), *(_fusion(name) for name in BUILDERS)]}),
+        "candidates": _named(
+            {"oneOf": [*(_merge(name) for name in METHODS), *(_fusion(name) for name in BUILDERS), _ensemble()]}
+        ),
         "evaluate": _named({"oneOf": [_group(), _text()]}),
         "published": _named(_published()),
         "split": _closed({"dev": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}, ["dev"]),
@@ -110,6 +114,16 @@ def _merge(name: str) -> dict[str, Any]:
     }
     closed = _closed({**keys, **mine}, required + [p["name"] for p in described if p["required"]])
     return {**closed, "oneOf": [{"required": ["models"]}, {"required": ["pairs"]}]}
+
+
+def _ensemble() -> dict[str, Any]:
+    weighted = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}, "minProperties": 2}
+    combine = {"enum": list(COMBINE)}
+    swept = _closed({"sweep": {"type": "array", "items": combine, "minItems": 1}}, ["sweep"])
+    keys: dict[str, Any] = {"method": {"const": ENSEMBLE}, "models": {"oneOf": [{**NAMES, "minItems": 2}, weighted]}}
+    keys |= {"combine": {"anyOf": [combine, swept], "default": COMBINE[0]}, "control": {"type": "string"}}
+    keys["corpora"] = {"type": "object", "additionalProperties": {"type": "string"}}
+    return _closed(keys, ["method", "models"])
 
 
 def _fusion(name: str) -> dict[str, Any]:

@@ -71,18 +71,21 @@ def failures(run_dir: Path) -> dict[str, str]:
 
 
 def needs(plan: Plan, store: Store, states: Sequence[Status]) -> dict[str, int | None]:
-    """Bytes of disk for the weights that are still to be made, and of memory for one worker's model.
+    """Bytes of disk for the weights that are still to be made, and of memory for one worker's model, or ensemble.
 
     What is not made yet is taken to be as large as the largest model that is there; None while none is.
     """
     known = [facts.bytes for facts in plan.facts.folders.values()]
     known += [_weights(store.path(s.key)) for s in states if s.key and s.job.kind in WEIGHTS]
     pending = sum(1 for s in states if s.state != "cached" and s.job.kind in WEIGHTS)
-    merges = [s for s in states if s.job.kind == "build"]
+    merges = [s for s in states if s.job.kind == "build" and "route" in s.job.spec]
     if plan.suite.keep == "best" and any(s.state != "cached" for s in merges):
         pending += 1  # which merge is best is known, and its writing planned, once all are scored
     largest = max(known, default=None)
-    return {"disk": None if largest is None else pending * largest, "memory": largest}
+    together = max((len(s.job.inputs) for s in states if s.job.spec.get("method") == "ensemble"), default=1)
+    if largest is None:
+        return {"disk": None, "memory": None}
+    return {"disk": pending * largest, "memory": together * largest}
 
 
 def _weights(folder: Path) -> int:

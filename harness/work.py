@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion.errors import CheckpointError
+from harness.blocks import RESPONSES, SCORES, read_block, write_block
 from harness.errors import TaskError
+from harness.store import digest_of
 
 if TYPE_CHECKING:
-    from fusion.modelref import ModelRef
+    from fusion.modelref import Ensemble, ModelRef
 
 T = TypeVar("T")
 
@@ -98,9 +100,11 @@ def build(task: Task) -> Made:
     """
     from fusion.digests import join_digests
     from fusion.merge import check_lineage
-    from fusion.modelref import Routed
+    from fusion.modelref import Ensemble, Routed
     from harness.evaluate import live_model
 
+    if isinstance(task.refs["self"], Ensemble):
+        return _ensemble(task, task.refs["self"])
     live, ref = live_model(task.where["device"]), task.refs["self"]
     routes = dict(ref.routes) if isinstance(ref, Routed) else {"": ref}
     check_lineage(next(iter(routes.values())))
@@ -112,6 +116,27 @@ def build(task: Task) -> Made:
     return Made({"routes": models, **result}, join_digests(f"{group}={digest}" for group, digest in models.items()))
 
 
+def _ensemble(task: Task, ref: "Ensemble") -> Made:
+    """An ensemble's identity; `domains.safetensors` holds what a routed one knows its members' domains by."""
+    from fusion.ensemble import DOMAINS, apart
+    from harness.build import joined
+    from harness.ensembles import fit
+    from harness.evaluate import live_model
+
+    live = live_model(task.where["device"])
+    if task.where["corpora"]:
+        live.load(ref.models[0][1], ref.dtypes[0])
+        given = zip(ref.models, task.where["corpora"], task.spec["corpora"], strict=True)
+        seed = task.where["corpus_seed"]
+        texts = {name: joined(((corpus,), (digest,), seed)) for (name, _), corpus, digest in given}
+        fit(live.lm, texts).save(task.out / DOMAINS)
+        ref = replace(ref, domains=str(task.out / DOMAINS))
+    found = live.load(ref)
+    if not live.lm.by_token and task.where["tokenwise"]:
+        raise TaskError(apart(live.lm.names, task.where["tokenwise"]))
+    return Made({"by_token": live.lm.by_token}, found["model"])
+
+
 def write(task: Task) -> Made:
     """A merge written as a model folder."""
     from fusion.merge import write as write_model
@@ -120,7 +145,7 @@ def write(task: Task) -> Made:
 
 
 def generate(task: Task) -> Made:
-    """A model's responses to one block of a task, in `responses.json`."""
+    """A model's responses to one block of a task."""
     from harness.evaluate import Settings, live_model, respond
 
     live = live_model(task.spec["device"])
@@ -131,22 +156,24 @@ def generate(task: Task) -> Made:
             f"model '{model['model']}' is not what it was when it was {'made' if model['path'] else 'looked at'}: its "
             f"weights, config or tokenizer have changed ({loaded['model']} for {model['digest']}). Run again"
         )
-    settings = Settings(batch_size=task.spec["batch_size"])
+    drawn, chat = task.spec.get("sampling", {}), task.spec.get("chat", False)
+    settings = Settings(batch_size=task.spec["batch_size"], chat=chat, **drawn)
     responses = respond(live, task.where["source"], task.where["doc_ids"], settings, trust=task.where["trust"])
     if [response["id"] for response in responses] != [item.split("#")[0] for item in task.where["ids"]]:
         raise TaskError(f"{task.where['source']}: its data have changed since this run was planned; run again")
-    _write_json(task.out / "responses.json", responses)
-    truncated = sum(response["truncated"] for response in responses)
-    return Made({"n": len(responses), "truncated": truncated}, cost={"skeletons_loaded": live.skeletons_loaded})
+    write_block(task.out, RESPONSES, responses)
+    counts = {key: sum(response.get(key, 0) for response in responses) for key in ("truncated", "unfinished")}
+    cost = {"skeletons_loaded": live.skeletons_loaded}
+    return Made({"n": len(responses), **counts}, digest_of(responses), cost)
 
 
 def judge(task: Task) -> Made:
-    """The scores of one block of responses, in `scores.json`."""
+    """The scores of one block of responses."""
     from harness.judge import judge as judge_responses
 
-    responses = json.loads((Path(task.inputs["responses"]["path"]) / "responses.json").read_text())
+    responses = read_block(Path(task.inputs["responses"]["path"]), RESPONSES)
     scores = judge_responses(task.where["source"], responses, sandbox=task.spec["sandbox"], trust=task.where["trust"])
-    _write_json(task.out / "scores.json", scores)
+    write_block(task.out, SCORES, scores)
     return Made({"n": len(scores)})
 
 

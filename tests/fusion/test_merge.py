@@ -15,7 +15,7 @@ from fusion.errors import CheckpointError, FusionError, MismatchError, RecipeErr
 from fusion.merge import load_into, write
 from fusion.methods import METHODS
 from fusion.methods.apply import Merge
-from fusion.modelref import Delta, Folder, ModelRef, from_json, open_ref, to_json
+from fusion.modelref import Delta, Ensemble, Folder, ModelRef, from_json, open_ref, to_json, with_pickles
 from fusion.recipe import Recipe, Slice, Span
 from tests.fusion.models import Memory, logits, save_llama, save_plain, tiny_llama
 
@@ -167,10 +167,20 @@ def test_a_delta_of_a_delta_is_the_merge_of_a_written_merge(llamas: dict[str, Pa
 
 def test_refs_survive_json(llamas: dict[str, Path]) -> None:
     refs: list[ModelRef] = [Folder("a"), delta(llamas, TIES), Delta(AVERAGE, (("math", delta(llamas, TIES)),))]
+    both = (("a", Folder("a", pickled=True)), ("ties", delta(llamas, TIES)))
+    refs += [
+        Ensemble(both, ("auto", "float32"), "routed", None, "domains"),
+        Ensemble(both, ("auto",) * 2, "x", (1, 2.5)),
+    ]
     for ref in refs:
         assert from_json(json.loads(json.dumps(to_json(ref)))) == ref
-    with pytest.raises(RecipeError, match="unknown type of model reference: 'ensemble'; known: folder, delta, routed"):
-        from_json({"type": "ensemble"})
+    with pytest.raises(
+        RecipeError, match="unknown type of model reference: 'pair'; known: folder, delta, routed, ensemble"
+    ):
+        from_json({"type": "pair"})
+    with pytest.raises(RecipeError, match=r"several models \(a, ties\) that answer together"):
+        open_ref(refs[-1])
+    assert with_pickles(Ensemble((("a", Folder("a")),), ("auto",), "x")).models == (("a", Folder("a", pickled=True)),)
 
 
 def test_the_dtype_is_the_recipes_else_the_bases_else_the_first_models(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from harness import answers, kinship_rows
+from harness.blocks import SCORES, write_block
 from harness.drive import Failure, Progress
 from harness.errors import UsageError
 from harness.plan import Block, TaskItems
@@ -37,7 +38,7 @@ def run(tmp_path):
                 folder.mkdir()
                 shift = 0.0 if block.split == "dev" else 0.05
                 records = [_record(count, right - shift) for count in (*options, 4)]
-                (folder / "scores.json").write_text(json.dumps(records))
+                write_block(folder, SCORES, records)
                 done[f"judge {name} g/{block.name}"] = Entry("k", folder, "judge", "d", {}, {})
     suite = SimpleNamespace(
         models=models, groups=[Group("g", tuple(OPTIONS), None, 8), Group("t", (), None, 8, "t.jsonl")],
@@ -84,8 +85,8 @@ def test_a_model_that_lacks_an_item_has_no_answers_and_one_alone_is_none(run):
 
 def test_a_score_that_is_no_share_says_nothing_of_right_and_wrong(run, tmp_path):
     plan, progress = run
-    block = progress.done["judge b g/essay/dev.0"].path / "scores.json"
-    block.write_text(json.dumps([{"score": value, "also": {}} for value in (0.5, 17.0, 0.25, 0.0)]))
+    block = progress.done["judge b g/essay/dev.0"].path
+    write_block(block, SCORES, [{"score": value, "also": {}} for value in (0.5, 17.0, 0.25, 0.0)])
     found = answers.collect(plan, progress)
     assert found.answers.right.shape == (3, 5) and found.left_out == 1
     assert kinship_rows.collect(plan, progress, found)["items_left_out"] == 1
