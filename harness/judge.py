@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import TaskError
-from harness.sandbox import Program, SandboxSettings, run_many
-from harness.tasks import load, rows, texts
+from harness.programs import judge_programs
+from harness.sandbox import SandboxSettings
+from harness.tasks import load, texts
 
 Record = dict[str, Any]
 
@@ -37,7 +38,7 @@ def judge(
     if not responses:
         return []
     if loaded.kind == "code":
-        return _run(loaded, responses, SandboxSettings(level=sandbox or "any"))
+        return judge_programs(loaded, responses, SandboxSettings(level=sandbox or "any"))
     return _score(loaded, responses)
 
 
@@ -148,47 +149,3 @@ def _answer(task: Any, doc: Mapping[str, Any], filtered: list[Any], headline: lo
 
 _LENGTHS = {"acc": lambda choice: 1, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """What each accuracy divides a choice's log-likelihood by."""
-
-
-def _run(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]], settings: SandboxSettings) -> list[Record]:
-    """Programs of HumanEval's form: prompt and completion, tested by `check(entry_point)`."""
-    until = (loaded.task.config.generation_kwargs or {}).get("until", [])
-    completions = [[_cut(text, until) for text in response["resps"][0]] for response in responses]
-    programs = [
-        _program(loaded.docs[response["doc_id"]], text)
-        for response, texts in zip(responses, completions, strict=True)
-        for text in texts
-    ]
-    verdicts = iter(run_many(programs, settings))
-    records = []
-    for response, written in zip(responses, completions, strict=True):
-        found = [next(verdicts) for _ in written]
-        for verdict in found:
-            if verdict.reason.startswith("test error"):
-                raise TaskError(
-                    f"{rows.line_of(loaded.definition, response['doc_id'])}: {verdict.reason}: no program can "
-                    "pass it; correct the row's 'test'"
-                )
-        records.append(
-            {
-                "id": response["id"],
-                "score": sum(verdict.passed for verdict in found) / len(found),
-                "also": {},
-                "answer": written[0],
-                "verdict": ", ".join(verdict.reason for verdict in found),
-                "programs": [{"passed": verdict.passed, "reason": verdict.reason} for verdict in found],
-            }
-        )
-    return records
-
-
-def _program(doc: Mapping[str, Any], completion: str) -> Program:
-    entry = doc["entry_point"]
-    test = f"{doc['test']}\ncheck({entry})\n"
-    return Program(doc["prompt"] + completion, test, setup=doc["prompt"], entry_point=entry)
-
-
-def _cut(text: str, until: str | Sequence[str]) -> str:
-    """The text up to the first stop sequence: programs made elsewhere may run on."""
-    places = [text.find(stop) for stop in ([until] if isinstance(until, str) else until) if stop in text]
-    return text[: min(places)] if places else text

@@ -2,6 +2,7 @@
 
     run_many(programs, settings)     two at a time, in order
     run_python(program, test)        one
+    missing_toolchain("rs")          what this machine lacks for a language; see languages.py
 
 What each level keeps out. LEVELS is ordered from the weakest; a suite's `sandbox:` names the least that it accepts.
 
@@ -15,11 +16,11 @@ rlimits     A program has a fresh `python -I -S` process and session, no environ
             loop, a fork bomb, a flood.
             What remains: the program sees the network and the host's files, as far as the user it runs as may read
             or write them, and can fill a disk with many small files until its time is up. Where no other user can be
-            had that user is you: it can then also signal your processes, the bench among them (a program whose
-            supervisor dies has failed), may start no process once you own more than the limit, and where the system
-            allows tracing could change the bench's memory, though not the tester's. One that leaves its session and
-            then ends its supervisor fails, but its processes outlive the limit. Run nothing here that you would fear
-            from a careless script.
+            had that user is you (root is refused then): it can also signal your processes, the bench among them (a
+            program whose supervisor dies has failed), may start no process once you own more than the limit, and where
+            the system allows tracing could change the bench's memory, though not the tester's. One that leaves its
+            session and then ends its supervisor fails, but its processes outlive the limit. Run nothing here that you
+            would fear from a careless script.
 namespaces  All that, and new user, mount, pid, net, ipc, uts and cgroup namespaces, made by system calls: Linux 5.12 or
             later where user namespaces are allowed. There is no network, not even a loopback. The program sees its own
             processes only, and all of them end with its first. Its root holds, read-only, /usr, /bin, /lib*, the
@@ -35,49 +36,67 @@ bubblewrap  The same by `bwrap`, 0.8 or later, where it is installed: its set-up
             longer. What remains is the same, and bytes in /tmp are limited, but not the number of files; there is a
             loopback, the program's own.
 
-A test must compare plain values: None, bool, numbers, str, bytes and lists, tuples, sets and dicts of them (subclasses
-arrive as the plain type). Changes that a function makes to its arguments are not seen by the test.
+A test of a Python program compares plain values: None, bool, numbers, str, bytes and lists, tuples, sets and dicts of
+them (subclasses arrive as the plain type), and the types themselves. Any other object stays in the program's process;
+a test may hand it back to a function, and fails when it compares it or takes it for a value. Changes that a function
+makes to its arguments are not seen by the test.
+
+Programs of other languages are built and run in one process at the same levels, so what is said of the tests' own
+process and of plain values is Python's alone: languages.py says what of a forged verdict is defeated there. They have
+more room to write in, more processes and time, and their memory is that of each process; address space that a runtime
+reserves and does not use is limited apart, so that shared memory of a program counts only against both together. They
+see what their language has in /etc; Bash and C# see a /proc of their own processes, where the system lets one be
+mounted.
+
+A program whose time runs out while its processes have hardly run, on a machine that is busy with others, is tried once
+more, alone.
 """
 
 import contextlib
 import functools
-import json
 import os
 import queue
-import select
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.errors import SandboxError
-from harness.sandbox import bubblewrap
+from harness.sandbox import bubblewrap, canaries, languages
+from harness.sandbox.languages import LANGUAGES, PYTHON, missing_toolchain
+from harness.sandbox.namespaces import Room
+from harness.sandbox.slot import Slot, another_user
 
-GRACE_S = 10.0
-"""How long a supervisor may take beyond a program's own limit before it counts as lost."""
+__all__ = ["LANGUAGES", "LEVELS", "Level", "Program", "SandboxSettings", "Verdict", "choose", "missing_toolchain"]
+__all__ += ["probe", "run_many", "run_python"]
+
+TIMEOUT_S, MEMORY_MB, PROCESSES = 3.0, 512, 16
+"""What a Python program may take; LANGUAGES says it for the others."""
+
+IDLE = 0.5
+"""A program whose time ran out while its processes had less than this share of it is tried again, alone."""
 
 
 @dataclass(frozen=True)
 class Level:
     """How far programs are isolated; `missing` says why a machine lacks it.
 
-    `wrap` goes before their command; `spaces`: their process makes its own namespaces.
+    `wrap` gives what goes before their command; `spaces`: their process makes its own namespaces.
     """
 
-    wrap: tuple[str, ...]
+    wrap: Callable[[Room], tuple[str, ...]] | None
     missing: Callable[[], str | None]
     spaces: bool = False
 
 
 def _no_rlimits() -> str | None:
-    return None if os.name == "posix" else f"it needs a POSIX system, this is {os.name}"
+    if os.name != "posix":
+        return f"it needs a POSIX system, this is {os.name}"
+    if os.getuid() == 0 and not another_user():
+        return f"as root its programs need another user to run as, and no other can read {sys.executable}"
+    return None
 
 
 @functools.cache
@@ -100,31 +119,33 @@ def _no_bubblewrap() -> str | None:
 
 def _trial(level: str) -> str | None:
     """Why a right program does not pass at this level; None if it does."""
-    with contextlib.closing(_Supervisor(LEVELS[level])) as supervisor:
+    with contextlib.closing(_slot(LEVELS[level])) as slot:
         try:
-            verdict = supervisor.run(
-                Program("def f():\n    return 1\n", "assert f() == 1"), SandboxSettings(timeout=10.0)
-            )
+            program = Program("def f():\n    return 1\n", "assert f() == 1")
+            verdict = _verdict(slot, program, LEVELS[level], SandboxSettings(timeout=10.0))
         except SandboxError as error:
             return str(error)
     return None if verdict.passed else f"a right program did not pass: {verdict.reason}"
 
 
 LEVELS: dict[str, Level] = {
-    "rlimits": Level(wrap=(), missing=_no_rlimits),
-    "namespaces": Level(wrap=(), missing=_no_namespaces, spaces=True),
-    "bubblewrap": Level(wrap=bubblewrap.command(), missing=_no_bubblewrap),
+    "rlimits": Level(wrap=None, missing=_no_rlimits),
+    "namespaces": Level(wrap=None, missing=_no_namespaces, spaces=True),
+    "bubblewrap": Level(wrap=bubblewrap.command, missing=_no_bubblewrap),
 }
 """By name, the weakest first."""
 
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    """`level`: the least accepted ("any" or a name of LEVELS); seconds and MiB a program; how many at once."""
+    """`level`: the least accepted ("any" or a name of LEVELS); seconds and MiB a program; how many at once.
+
+    Without `timeout` or `memory_mb` a program may take what its language may.
+    """
 
     level: str = "any"
-    timeout: float = 3.0
-    memory_mb: int = 512
+    timeout: float | None = None
+    memory_mb: int | None = None
     parallel: int = 2
 
 
@@ -132,26 +153,30 @@ class SandboxSettings:
 class Program:
     """A program and its tests.
 
-    Names that `test` uses and neither it nor `setup` defines are functions of the program; `entry_point` always is.
-    `setup` is code of the task itself (HumanEval's prompt), whose helpers the tests may call.
+    In Python, names that `test` uses and neither it nor `setup` defines are the program's; `entry_point` always is.
+    `setup` is code of the task itself (HumanEval's prompt), whose helpers the tests may call. In another language the
+    program and, on a new line, `test` are one file.
     """
 
     program: str
     test: str
     setup: str = ""
     entry_point: str = ""
+    language: str = PYTHON
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reason`: "passed", "timeout", or one of failed, raised, ended, test error with what happened after a colon.
+    """`reason`: "passed", "timeout", or one of failed, raised, ended, not built, test error with what happened.
 
-    "test error" means that the test itself cannot be run: no program could pass it.
+    "test error" means that the test itself cannot be run: no program could pass it. `cpu`: the seconds of processor
+    time that a program which ran out of time had by then, with all its processes.
     """
 
     passed: bool
     reason: str
     seconds: float
+    cpu: float = 0.0
 
 
 def probe() -> dict[str, str | None]:
@@ -172,131 +197,101 @@ def choose(least: str = "any") -> str:
     raise SandboxError(f"no sandbox of level '{least}' or stronger on this machine ({why or 'none'})")
 
 
-def run_python(program: str, test: str, timeout: float = 3.0, memory_mb: int = 512) -> Verdict:
+def run_python(program: str, test: str, timeout: float = TIMEOUT_S, memory_mb: int = MEMORY_MB) -> Verdict:
     """Run one program against its test. Many are faster by `run_many`."""
     return run_many([Program(program, test)], SandboxSettings(timeout=timeout, memory_mb=memory_mb))[0]
 
 
 def run_many(programs: Sequence[Program], settings: SandboxSettings) -> list[Verdict]:
-    """The verdict of every program, in their order."""
-    level = choose(settings.level)
-    slots: queue.SimpleQueue[_Supervisor] = queue.SimpleQueue()
+    """The verdict of every program, in their order.
+
+    Raises SandboxError, before any program has run, for a language whose tools are missing or which does not tell a
+    right program of its own (canaries.py) from a wrong one.
+    """
+    name = choose(settings.level)
+    _refuse_unfit(name, (program.language for program in programs))
+    level = LEVELS[name]
+    slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
     workers = max(1, min(settings.parallel, len(programs)))
 
     def verdict(program: Program) -> Verdict:
-        supervisor = slots.get()
+        slot = slots.get()
         try:
-            return supervisor.run(program, settings)
+            return _verdict(slot, program, level, settings)
         finally:
-            slots.put(supervisor)
+            slots.put(slot)
 
     with contextlib.ExitStack() as stack:
         for _ in range(workers):
-            slots.put(stack.enter_context(contextlib.closing(_Supervisor(LEVELS[level]))))
+            slots.put(stack.enter_context(contextlib.closing(_slot(level))))
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(verdict, programs))
+            verdicts = list(pool.map(verdict, programs))
+        return [
+            verdict(program) if _starved(found) else found for program, found in zip(programs, verdicts, strict=True)
+        ]
 
 
-class _Supervisor:
-    """The process of `supervisor.py`: started when needed, and again when a program has managed to end it."""
-
-    def __init__(self, level: Level) -> None:
-        self.level = level
-        # Not the supervisor's own: it may be killed before it clears up. A user without rights must get through it.
-        self.folder = tempfile.mkdtemp(prefix="fuse-bench-")
-        os.chmod(self.folder, 0o711)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def run(self, program: Program, settings: SandboxSettings) -> Verdict:
-        job = asdict(program) | {"timeout": settings.timeout, "memory_mb": settings.memory_mb}
-        job |= {"wrap": list(self.level.wrap), "spaces": self.level.spaces, "folder": self.folder}
-        begin = time.monotonic()
-        # Twice, because another program may have ended this one's supervisor.
-        for _ in range(2):
-            self.process = self.process or _launch()
-            job["user"] = _own_user(self.level, self.process.pid)
-            said = _converse(self.process, json.dumps(job), time.monotonic() + settings.timeout + GRACE_S)
-            if said is not None and "fault" in said:
-                raise SandboxError(f"a program could not be started: {said['fault']}")
-            if said is not None:
-                return Verdict(**said)
-            self.end()
-        return Verdict(False, "failed: it ended the process that watches it", time.monotonic() - begin)
-
-    def close(self) -> None:
-        self.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def end(self) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.communicate()
-            self.process = None
+def _job(program: Program, level: Level, settings: SandboxSettings) -> dict[str, Any]:
+    """What supervisor.run is given, but for the folder and the user."""
+    job = asdict(program) | {"python": program.language == PYTHON, "spaces": level.spaces}
+    if job["python"]:
+        seconds, memory = settings.timeout or TIMEOUT_S, settings.memory_mb or MEMORY_MB
+        bounds = {"memory_mb": memory, "cpu_s": int(seconds) + 1, "files": 32, "processes": PROCESSES}
+        room = Room()
+        job |= {"timeout": seconds, "memory_mb": memory, "build_timeout": 0.0}
+    else:
+        known, tools = LANGUAGES[program.language], languages.toolchain(program.language)
+        seconds, memory = settings.timeout or known.seconds, settings.memory_mb or known.memory_mb
+        bounds = {
+            **{"memory_mb": max(known.build_mb, memory), "reserve_mb": known.reserve_mb, "file_mb": known.file_mb},
+            **{"cpu_s": int(known.build_seconds + seconds) + 1, "files": 256, "processes": known.processes},
+        }
+        room = Room(tools.visible, known.scratch_mb, known.proc)
+        job |= {"timeout": seconds, "memory_mb": memory, "build_timeout": known.build_seconds}
+        job |= {"build": tools.build, "run": tools.run, "env": tools.env}
+    return job | {"limits": bounds, "room": asdict(room), "wrap": level.wrap(room) if level.wrap else ()}
 
 
-def _launch() -> "subprocess.Popen[bytes]":
-    root = str(Path(__file__).resolve().parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from harness.sandbox.supervisor import main; main()"
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code], stdin=pipe, stdout=pipe, env={}, start_new_session=True
-    )
+def _verdict(slot: Slot, program: Program, level: Level, settings: SandboxSettings) -> Verdict:
+    job = _job(program, level, settings)
+    return Verdict(**slot.run(job, job["timeout"] + job["build_timeout"]))
 
 
-def _converse(process: "subprocess.Popen[bytes]", job: str, deadline: float) -> dict[str, Any] | None:
-    """Send a job, and wait for its verdict; None, with the program killed, if none comes."""
-    if process.stdin is None or process.stdout is None:
-        raise SandboxError("the sandbox's supervisor was started without pipes")
-    group = None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(job.encode() + b"\n")
-        process.stdin.flush()
-        while (line := _line(process.stdout.fileno(), deadline)) is not None:
-            said = json.loads(line)
-            if "pid" not in said:
-                return dict(said)
-            group = said["pid"]
-    if group is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-    return None
-
-
-def _line(descriptor: int, deadline: float) -> bytes | None:
-    """One line, read byte by byte so that nothing of the next is taken; None at the deadline or the end."""
-    line = b""
-    while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-            return None
-        byte = os.read(descriptor, 1)
-        if not byte:
-            return None
-        line += byte
-    return line
-
-
-def _own_user(level: Level, supervisor: int) -> int | None:
-    """As root, a user id that nobody has, for a supervisor's programs to run as; None where that is not possible.
-
-    Derived from the supervisor's id, so that the limit on processes counts only its own programs.
-    """
-    if os.name != "posix" or os.getuid() != 0:
-        return None
-    user = 1_000_000_000 + supervisor
-    # Where a program has a root of its own, the interpreter's folder can be reached whoever owns those above it.
-    return user if level.spaces or level.wrap or _another_user() else None
+def _refuse_unfit(level: str, names: Iterable[str]) -> None:
+    """SandboxError for the first language that cannot be judged on this machine."""
+    used = sorted(set(names))
+    for language in used:
+        missing = missing_toolchain(language)
+        if missing:
+            raise SandboxError(f"no program in {language} can be run: {missing}")
+    for language in used:
+        unfit = _unfit(level, language)
+        if unfit:
+            raise SandboxError(f"programs in {language} are not judged rightly on this machine ({level}): {unfit}")
 
 
 @functools.cache
-def _another_user() -> bool:
-    """Whether root can run the interpreter as a user that nobody is."""
-    command, user = [sys.executable, "-I", "-S", "-c", "pass"], 1_000_000_000 + os.getpid()
-    try:
-        subprocess.run(
-            command, user=user, group=user, extra_groups=[], env={}, check=True, capture_output=True, cwd="/"
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return False
-    return True
+def _unfit(level: str, language: str) -> str | None:
+    """Why a language's canaries do not end as they should; None if they do. Once a process and level."""
+    canary = canaries.CANARIES[language]
+    with contextlib.closing(_slot(LEVELS[level])) as slot:
+        for text, passes in ((canary.right, True), (canary.wrong, False)):
+            program = Program(text, canary.tests, language=language)
+            verdict = _tried_twice(slot, program, LEVELS[level], SandboxSettings())
+            if verdict.passed != passes or verdict.reason.startswith(("not built", "timeout")):
+                return f"a {'right' if passes else 'wrong'} program ended with '{verdict.reason}'"
+    return None
+
+
+def _slot(level: Level) -> Slot:
+    return Slot(contained=level.spaces or level.wrap is not None)
+
+
+def _tried_twice(slot: Slot, program: Program, level: Level, settings: SandboxSettings) -> Verdict:
+    verdict = _verdict(slot, program, level, settings)
+    return _verdict(slot, program, level, settings) if _starved(verdict) else verdict
+
+
+def _starved(verdict: Verdict) -> bool:
+    """Whether a program may have run out of time because the machine was busy with others."""
+    return verdict.reason == "timeout" and verdict.cpu < IDLE * verdict.seconds

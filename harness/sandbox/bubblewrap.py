@@ -9,23 +9,27 @@ import shutil
 from pathlib import Path
 
 from harness.sandbox import namespaces
+from harness.sandbox.namespaces import Room
 
 
-def command() -> tuple[str, ...]:
+def command(room: Room) -> tuple[str, ...]:
     """What goes before a program's own command."""
     root = os.name == "posix" and os.getuid() == 0
     # Root's namespace is made beforehand. The rights to change its id are lost with the change.
     rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if root else ()
     user = () if root else ("--unshare-user", "--disable-userns")
-    binds = [word for folder in _above() for word in ("--dir", folder)]
-    for path in namespaces.visible():
+    binds = [word for folder in _above(room) for word in ("--dir", folder)]
+    for path in namespaces.visible(room):
         if path.is_symlink():
             binds += ["--symlink", os.readlink(path), str(path)]
         else:
             binds += ["--ro-bind", str(path), str(path)]
     for device in namespaces.DEVICES:
         binds += ["--dev-bind", device, device]
-    size = str(namespaces.SCRATCH_MB << 20)
+    if room.proc:
+        binds += ["--proc", "/proc"]
+        binds += [word for name, to in namespaces.STREAMS.items() for word in ("--symlink", to, f"/dev/{name}")]
+    size = str(room.scratch_mb << 20)
     return (
         *(shutil.which("bwrap") or "bwrap", *user, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session"),
@@ -34,9 +38,9 @@ def command() -> tuple[str, ...]:
     )
 
 
-def _above() -> list[str]:
+def _above(room: Room) -> list[str]:
     """The folders above what is bound, the topmost first: bwrap itself would close them to all but its own user."""
-    paths = [*namespaces.visible(), *map(Path, namespaces.DEVICES)]
+    paths = [*namespaces.visible(room), *map(Path, namespaces.DEVICES)]
     return sorted({str(folder) for path in paths for folder in path.parents} - {"/"})
 
 

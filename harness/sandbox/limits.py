@@ -34,18 +34,32 @@ def give_up_rights() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def set_limits(memory_mb: int, cpu_s: int, files: int, processes: int | None = None, file_mb: int = 1) -> None:
-    """Hard limits on this process and its children. NPROC counts per user, and does not bind root."""
+def set_limits(
+    memory_mb: int, cpu_s: int, files: int, processes: int | None = None, file_mb: int = 1, reserve_mb: int = 0
+) -> None:
+    """Hard limits on this process and its children. NPROC counts per user, and does not bind root.
+
+    reserve_mb: address space beyond the memory, for runtimes that reserve what they do not use.
+    """
+    for which, limit in numbers(memory_mb, cpu_s, files, processes, file_mb, reserve_mb):
+        hard = resource.getrlimit(which)[1]
+        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(which, (value, value))
+
+
+def numbers(
+    memory_mb: int, cpu_s: int, files: int, processes: int | None = None, file_mb: int = 1, reserve_mb: int = 0
+) -> list[tuple[int, int]]:
+    """The same as pairs of resource and limit."""
     wanted = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_AS: memory_mb << 20,
+        resource.RLIMIT_AS: (memory_mb + reserve_mb) << 20,
         resource.RLIMIT_CPU: cpu_s,
         resource.RLIMIT_FSIZE: file_mb << 20,
         resource.RLIMIT_NOFILE: files,
     }
+    if reserve_mb:
+        wanted[resource.RLIMIT_DATA] = memory_mb << 20
     if processes is not None:
         wanted[resource.RLIMIT_NPROC] = processes
-    for which, limit in wanted.items():
-        hard = resource.getrlimit(which)[1]
-        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(which, (value, value))
+    return list(wanted.items())

@@ -1,27 +1,29 @@
 """Linux namespaces for a program's process, made by system calls between fork and exec: no other tool is needed.
 
 The root that a program sees is a read-only tmpfs with the folders of `visible()`, three devices and one writable
-scratch folder, /tmp, of a limited size. It has no /proc. Ordinary users make a user namespace with their own id alone.
-Root's has two ids: its own, to make the mounts with, and the one that the program runs as.
+scratch folder, /tmp, of a limited size. It has a /proc, of its own processes, only where the language needs one.
+Ordinary users make a user namespace with their own id alone. Root's has two ids: its own, to make the mounts with, and
+the one that the program runs as.
 """
 
 import ctypes
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.sandbox import limits
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
-NOSUID, NODEV, BIND, REC, PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
+NOSUID, NODEV, NOEXEC, BIND, REC, PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
 DETACH = 2
 MOUNT_SETATTR = 442
 """mount_setattr(2), Linux 5.12: one number on every architecture. RDONLY, NOSUID and NODEV are bits 0 to 2 of it."""
 RECURSIVE, READ_ONLY = 0x8000, 0b111
 
-SCRATCH_MB, SCRATCH_FILES = 16, 1024
+SCRATCH_FILES = 1024
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 INTERPRETER = os.path.realpath(sys.executable)
@@ -30,15 +32,28 @@ INTERPRETER = os.path.realpath(sys.executable)
 libc = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
-def visible() -> list[Path]:
+STREAMS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+"""The links in /dev that a root with /proc has."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a language needs of the file system: folders besides the system's, MiB to write in, and whether /proc."""
+
+    visible: tuple[str, ...] = ()
+    scratch_mb: int = 16
+    proc: bool = False
+
+
+def visible(room: Room = Room()) -> list[Path]:
     """What a program may read: the system's folders, the loader's cache, the interpreter's folder if elsewhere."""
     system = [Path(f"/{name}") for name in ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")]
-    own = [Path(place) for place in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix))]
+    own = [Path(place) for place in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix, *room.visible))]
     own = [path for path in own if not path.resolve().is_relative_to("/usr")]
     return [path for path in (*system, Path("/etc/ld.so.cache"), *own) if path.exists()]
 
 
-def enter(folder: str, user: int | None, confine: Callable[[], None]) -> None:
+def enter(folder: str, user: int | None, room: Room, confine: Callable[[], None]) -> None:
     """Return in a process that has namespaces of its own and is the first of its pid namespace.
 
     The calling process stays behind, waits for that one and ends with its status. `folder`, empty, is where the root
@@ -55,7 +70,7 @@ def enter(folder: str, user: int | None, confine: Callable[[], None]) -> None:
     # The one that stays behind is not to be in the program's group, which the program may signal.
     os.setsid()
     _call("sethostname", b"sandbox", 7)
-    _build(folder)
+    _build(folder, room)
     _move(folder)
     become(user)
     confine()
@@ -101,12 +116,12 @@ def become(user: int | None) -> None:
         os.setresuid(user, user, user)
 
 
-def _build(folder: str) -> None:
+def _build(folder: str, room: Room) -> None:
     # No mount made from here on is to reach the machine's own.
     _mount(None, "/", None, REC | PRIVATE)
     _mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, "size=256k,mode=755")
     root = Path(folder, "root")
-    for path in visible():
+    for path in visible(room):
         place = root / path.relative_to("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
@@ -117,15 +132,19 @@ def _build(folder: str) -> None:
         else:
             place.touch()
             _mount(str(path), str(place), None, BIND)
-    for name in ("dev", "tmp"):
+    for name in ("dev", "tmp", *(["proc"] if room.proc else [])):
         (root / name).mkdir(exist_ok=True)
     for device in DEVICES:
         (root / device[1:]).touch()
+    for name, target in STREAMS.items() if room.proc else ():
+        (root / "dev" / name).symlink_to(target)
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, 0, 0)
     _call("syscall", MOUNT_SETATTR, -100, folder.encode(), RECURSIVE, ctypes.byref(attributes), ctypes.c_size_t(32))
     for device in DEVICES:
         _mount(device, str(root / device[1:]), None, BIND)
-    size = f"size={SCRATCH_MB}m,nr_inodes={SCRATCH_FILES},mode=1777"
+    if room.proc:
+        _mount("proc", str(root / "proc"), "proc", NOSUID | NODEV | NOEXEC)
+    size = f"size={room.scratch_mb}m,nr_inodes={SCRATCH_FILES},mode=1777"
     _mount("tmpfs", str(root / "tmp"), "tmpfs", NOSUID | NODEV, size)
 
 

@@ -8,10 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.sandbox import bubblewrap, guest, limits, namespaces
-
-PROCESSES = 16
-"""The most that a program may have."""
+from harness.sandbox import bubblewrap, guest, launcher, limits, namespaces
 
 INSIDE = """
 def inside(user, processes):
@@ -26,11 +23,11 @@ def inside(user, processes):
 
 
 def start(job: dict[str, Any], folder: str) -> "subprocess.Popen[bytes]":
-    """The guest's process, isolated as the job says, with pipes on its standard input and output.
+    """The guest's process, or the launcher's, isolated as the job says, with pipes on standard input and output.
 
     Raises OSError, with the step that failed, and subprocess.SubprocessError.
     """
-    source = Path(guest.__file__).read_text()
+    source = Path(str((guest if job["python"] else launcher).__file__)).read_text()
     prepare = _preparation(job, folder)
     python, user = sys.executable, {}
     if job["spaces"] or job["wrap"]:
@@ -38,7 +35,7 @@ def start(job: dict[str, Any], folder: str) -> "subprocess.Popen[bytes]":
     elif job["user"] is not None:
         user = {"user": job["user"], "group": job["user"], "extra_groups": []}
     if job["wrap"]:
-        source += f"\n{INSIDE}\ninside({job['user']}, {PROCESSES})\ndel inside\n"
+        source += f"\n{INSIDE}\ninside({job['user']}, {job['limits']['processes']})\ndel inside\n"
     told, tell = os.pipe()
 
     def confine() -> None:
@@ -73,20 +70,20 @@ def start(job: dict[str, Any], folder: str) -> "subprocess.Popen[bytes]":
 
 def _preparation(job: dict[str, Any], folder: str) -> Callable[[], None]:
     """What the program's process does between fork and exec, by how it is isolated."""
-    seconds = int(job["timeout"]) + 1
+    wanted = dict(job["limits"])
 
     def last() -> None:
         limits.die_with_parent()
         limits.give_up_rights()
-        limits.set_limits(job["memory_mb"], seconds, files=32, processes=PROCESSES)
+        limits.set_limits(**wanted)
 
     def wrapped() -> None:
         bubblewrap.prepare(job["user"])
         limits.die_with_parent()
-        limits.set_limits(job["memory_mb"], seconds, files=32)
+        limits.set_limits(**wanted | {"processes": None})
 
     def spaces() -> None:
         limits.die_with_parent()
-        namespaces.enter(folder, job["user"], last)
+        namespaces.enter(folder, job["user"], namespaces.Room(**job["room"]), last)
 
     return spaces if job["spaces"] else wrapped if job["wrap"] else last

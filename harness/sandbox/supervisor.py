@@ -8,29 +8,30 @@ One supervisor serves one slot of `harness.sandbox.run_many`. Per program it sta
 and afterwards kills all that descends from it, also what left its session: it is the subreaper of its descendants.
 The tester says "passed" by writing the job's random token, which was never in the program's process, to a pipe that
 was not open there either. In namespaces the program's process is the child of one that stays outside and waits.
+Programs of other languages are watched by foreign.py.
 """
 
 import ast
 import builtins
 import contextlib
+import importlib
 import json
 import marshal
 import os
 import secrets
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import CodeType
 from typing import IO, Any, NoReturn
 
-from harness.sandbox import guest, limits
+from harness.sandbox import foreign, guest, limits, processes
+from harness.sandbox.held import Held, number_of
 from harness.sandbox.start import start
 
 REPLY_CAP = 1 << 20
@@ -66,12 +67,15 @@ def main() -> None:
 def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
     """One job -> its verdict.
 
-    job: {"program", "test", "setup", "entry_point", "timeout", "memory_mb", "user", "wrap", "spaces", "folder"}
+    job: {"python", "program", "test", "setup", "entry_point", "timeout", "memory_mb", "limits", "room", "user", "wrap",
+    "spaces", "folder"}
     """
+    if not job["python"]:
+        return foreign.run(job, started)
     begin = time.monotonic()
     unparsable = _unparsable(job["program"])
     if unparsable:
-        return {"passed": False, "reason": unparsable, "seconds": time.monotonic() - begin}
+        return {"passed": False, "reason": unparsable, "seconds": time.monotonic() - begin, "cpu": 0.0}
     folder = tempfile.mkdtemp(dir=job["folder"])
     try:
         if job["user"] is not None and not (job["spaces"] or job["wrap"]):
@@ -87,13 +91,14 @@ def run(job: dict[str, Any], started: Callable[[int], None]) -> dict[str, Any]:
         os.close(send)
         said = _read_until(receive, begin + job["timeout"])
         os.close(receive)
-        _clear(tester, program)
+        used = 0.0 if said is not None else processes.cpu_of_descendants()
+        processes.clear(program, tester)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     passed, reason = _verdict(said, token)
     if reason == UNSTARTED:
         return {"fault": reason}
-    return {"passed": passed, "reason": reason, "seconds": time.monotonic() - begin}
+    return {"passed": passed, "reason": reason, "seconds": time.monotonic() - begin, "cpu": used}
 
 
 def _unparsable(program: str) -> str | None:
@@ -126,40 +131,6 @@ def _read_until(descriptor: int, deadline: float) -> bytes | None:
     return None
 
 
-def _clear(tester: int, program: "subprocess.Popen[bytes]") -> None:
-    """Kill the tester, the program's group and whatever still descends from this process, and reap them all."""
-    for stream in (program.stdin, program.stdout):
-        if stream:
-            stream.close()
-    _kill(program.pid, os.killpg)
-    _kill(tester, os.kill)
-    _kill(program.pid, os.kill)
-    program.wait()
-    # What left the group has become this process's child by now; it is killed until nothing is left to be reaped.
-    while True:
-        children = _children()
-        for child in children:
-            _kill(child, os.kill)
-        try:
-            reaped, _ = os.waitpid(-1, 0 if children else os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not reaped:
-            return
-
-
-def _children() -> list[int]:
-    try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _kill(pid: int, kill: Callable[[int, int], None]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        kill(pid, signal.SIGKILL)
-
-
 def _tester(job: dict[str, Any], program: "subprocess.Popen[bytes]", send: int, token: str) -> NoReturn:
     """The forked process: run the tests against the program, write the token and the outcome, and end."""
     try:
@@ -179,11 +150,15 @@ def _outcome(job: dict[str, Any], program: "subprocess.Popen[bytes]") -> str:
     """ "passed", or why not. "test error" is said only where the program cannot be at fault."""
     caller = _Caller(program, job)
     try:
-        names = caller.ready()
+        defined = caller.ready()
         code, namespace = _prepare(job)
-        for name in sorted(_wanted(code)):
-            if name == job["entry_point"] or (name in names and name not in namespace):
+        for name in sorted({*_wanted(code), job["entry_point"]}):
+            if name == job["entry_point"] or (name in defined["ready"] and name not in namespace):
                 namespace[name] = caller.function(name)
+            elif name in defined["modules"] and name in sys.stdlib_module_names and name not in namespace:
+                namespace[name] = importlib.import_module(name)
+            elif name in defined["others"] and name not in namespace:
+                namespace[name] = Held(name, name, caller.misused)
         exec(code, namespace)
     except _Stop as stop:
         return str(stop)
@@ -238,8 +213,8 @@ class _Caller:
         self.program, self.source = program, job["program"]
         self.stopped: str | None = None
 
-    def ready(self) -> list[str]:
-        """Hand over the program and wait for its definitions; the names that it says it defines."""
+    def ready(self) -> dict[str, list[str]]:
+        """Hand over the program and wait for its definitions; the names that it says it defines, by kind."""
         with contextlib.suppress(_Stop):
             self._receive()
         if self.stopped:
@@ -248,8 +223,12 @@ class _Caller:
         reply = self._receive()
         if "error" in reply:
             raise self._stop(f"raised: {_text(reply['error'])}")
-        names = reply.get("ready")
-        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        given = {kind: reply.get(kind) for kind in ("ready", "modules", "others")}
+        return {kind: list(names) if isinstance(names, list) else [] for kind, names in given.items()}
+
+    def misused(self, kind: str) -> _Stop:
+        """What ends a test that does with an object of the program what only a plain value is good for."""
+        return self._stop(f"failed: returned a value of type {kind[:100]}, which is not plain")
 
     def function(self, name: str) -> Callable[..., Any]:
         """A stand-in for the program's function of this name."""
@@ -257,8 +236,8 @@ class _Caller:
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 wire = {
-                    "args": list(map(guest.encode, args)),
-                    "kwargs": {k: guest.encode(v) for k, v in kwargs.items()},
+                    "args": [guest.encode(value, number_of) for value in args],
+                    "kwargs": {key: guest.encode(value, number_of) for key, value in kwargs.items()},
                 }
             except TypeError as error:
                 raise self._stop(f"test error: {error}") from None
@@ -267,12 +246,10 @@ class _Caller:
             if "error" in reply:
                 raise _error(reply["error"])
             if "unsendable" in reply:
-                raise self._stop(
-                    f"failed: returned a value of type {str(reply['unsendable'])[:100]}, which is not plain"
-                )
+                raise self.misused(str(reply["unsendable"]))
             try:
-                return guest.decode(reply["value"])
-            except (KeyError, TypeError, ValueError, RecursionError):
+                return guest.decode(reply["value"], lambda held: Held(int(held[0]), str(held[1]), self.misused))
+            except (IndexError, KeyError, TypeError, ValueError, RecursionError):
                 raise self._stop("failed: a malformed reply") from None
 
         call.__name__ = name

@@ -96,7 +96,7 @@ def test_programs_have_no_environment_and_an_empty_folder_that_is_removed(
     ],
 )
 def test_plain_values_pass_unchanged(value: object) -> None:
-    passed = guest.decode(eval(ascii(guest.encode(value))))
+    passed = guest.decode(eval(ascii(guest.encode(value, list))), list)
     assert passed == value
     assert type(passed) is type(value)
 
@@ -116,13 +116,14 @@ def test_levels() -> None:
 def test_a_program_that_cannot_be_started_is_not_scored(
     command: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "LEVELS", {"broken": sandbox.Level(wrap=(command,), missing=lambda: None)})
+    broken = sandbox.Level(wrap=lambda room: (command,), missing=lambda: None)
+    monkeypatch.setattr(sandbox, "LEVELS", {"broken": broken})
     with pytest.raises(SandboxError, match=f"a program could not be started: {reason}"):
         run_many([Program(RIGHT, TEST)], SandboxSettings("broken"))
 
 
 def test_a_level_that_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    stronger = sandbox.Level(wrap=("absent",), missing=lambda: "absent is not installed")
+    stronger = sandbox.Level(wrap=lambda room: ("absent",), missing=lambda: "absent is not installed")
     monkeypatch.setitem(LEVELS, "absent", stronger)
     assert choose("any") in {"rlimits", "namespaces", "bubblewrap"}
     with pytest.raises(SandboxError, match="absent is not installed"):
