@@ -4,7 +4,7 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check fix torture peers bench-merge bench-fuse bench-kinship bench-sandbox clean
+.PHONY: quickstart test check fix torture peers parity bench-merge bench-fuse bench-kinship bench-sandbox bench-evaluate clean
 
 quickstart: .venv/installed
 	$(BIN)/fuse-bench run suites/quickstart.yaml
@@ -30,6 +30,11 @@ torture: .venv/installed-dev
 peers: .venv/installed-dev .venv-peers/installed
 	$(BIN)/python -m pytest -m peers tests/peers
 
+# Sample by sample beside bare lm-eval on the real data (FUSE_BENCH_DATA), and verdicts beside the bigcode harness's.
+parity: .venv/installed-dev
+	$(BIN)/fuse-bench doctor --install bigcode > /dev/null
+	$(BIN)/python -m pytest -m parity tests/parity
+
 # Wall time and memory beside mergekit's: make bench-merge ARGS="--large --runs 5"
 bench-merge: .venv/installed-dev .venv-peers/installed
 	$(BIN)/python -m tests.bench.bench_merge $(ARGS)
@@ -41,6 +46,10 @@ bench-fuse: .venv/installed-dev
 # All pairs of three 300 M models in one pass beside pair by pair, and 1.2 B ones. 10 GB of temporary files.
 bench-kinship: .venv/installed-dev
 	$(BIN)/python -m tests.bench.bench_kinship $(ARGS)
+
+# A live model beside bare lm-eval: shared contexts, the cost of one model, six candidates in one run.
+bench-evaluate: .venv/installed-dev
+	$(BIN)/python -m tests.bench.bench_evaluate $(ARGS)
 
 # Programs a second at every level of the sandbox that the machine has.
 bench-sandbox: .venv/installed-dev

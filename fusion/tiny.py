@@ -43,12 +43,12 @@ def write_tiny(donor: Path, out: Path, name: str, dtype: str | None = None) -> N
     try:
         config = AutoConfig.from_pretrained(donor, local_files_only=True)
         shrink(config)
-        config.dtype = dtype or config.dtype
+        wanted = str(dtype or config.dtype or "float32").removeprefix("torch.")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _draw(model, name)
-        model = model.to(getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype else torch.float32)
+        model = model.to(getattr(torch, wanted))
         with torch.no_grad():
             finite = model.eval()(torch.tensor([[1, 2, 3, 0]])).logits.isfinite().all()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fusion.modelref import Folder
 from fusion.recipe_yaml import Models
-from harness import sandbox, tasks
+from harness import bigcode, sandbox, tasks
 from harness.errors import SandboxError, UsageError
 from harness.evaluated import BATCH_SIZE, SAMPLING_KEYS, sampling
 from harness.judge import judge
@@ -155,14 +155,15 @@ def judge_generations(
 
     file: JSON, a list of samples for each problem, in the order of the task's data, as the bigcode harness writes them;
     a sample is a completion, or begins with the problem's prompt. It may end early, and then the first problems are
-    scored. cache: of descriptions of tasks. level: the least sandbox; without it any but the weakest.
+    scored. cache: of descriptions of tasks, in the store. level: the least sandbox; without it any but the weakest.
 
     Returns {"task", "sandbox", "problems", "of", "samples", "pass@1", ...[pass@k], "verdicts": [{"id", "programs":
     [{"passed", "reason"}]}]}, pass@k the unbiased estimate (Chen et al. 2021, arXiv:2107.03374, equation 1).
     Raises UsageError, TaskError and SandboxError.
     """
-    found = list(tasks.describe([task], Path(), cache, trust).values())
-    if len(found) != 1 or found[0].kind != "code":
+    asked, _ = bigcode.resolved([task], cache.parent)
+    found = list(tasks.describe(asked, Path(), cache, trust).values())
+    if len(found) != 1 or found[0].metric != "pass@1":
         raise UsageError(f"'{task}' is no code task: generations are programs, scored by running them")
     level = level or _strong()
     if level is None:
@@ -173,8 +174,15 @@ def judge_generations(
     source = found[0].source
     loaded = load.load(Path(source), trust)
     samples = _samples(file, task, len(loaded.ids))
+    # The programs of a task of bigcode's are taken as its file has them.
+    whole = load.rows_of(loaded.definition) == "bigcode"
     responses = [
-        {"id": loaded.ids[i], "doc_id": i, "resps": [[completion_of(loaded.docs[i], text) for text in texts]]}
+        {
+            "id": loaded.ids[i],
+            "doc_id": i,
+            "resps": [[text if whole else completion_of(loaded.docs[i], text) for text in texts]],
+            "postprocessed": whole,
+        }
         for i, texts in enumerate(samples)
     ]
     records = judge(source, responses, sandbox=level, trust=trust)

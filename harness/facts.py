@@ -20,7 +20,7 @@ from fusion.merge import write
 from fusion.methods.apply import reshapes
 from fusion.modelref import Folder, open_ref
 from fusion.tokens import has_tokenizer
-from harness import hub, pocket, sandbox
+from harness import bigcode, hub, pocket, sandbox
 from harness.errors import SandboxError, TaskError, UsageError
 from harness.spec import Candidate, Group, Source, Suite
 from harness.store import Store, file_digest, folder_stamp, write_whole
@@ -173,7 +173,9 @@ def _tasks(
             found = [describe_text(group.name, group.text)]
         else:
             about = _about(suite, group, store)
-            here, absent = describe_here(group.tasks, *about) if offline else (describe(group.tasks, *about), {})
+            asked, without = bigcode.resolved(group.tasks, store.root, suite.data, offline)
+            here, absent = describe_here(asked, *about) if offline else (describe(asked, *about), {})
+            missing += [Missing("tasks", name) for name in without]
             found = list(here.values())
             missing += [Missing("tasks", name, "", *counts) for name, counts in absent.items()]
         for task in found:
@@ -185,7 +187,7 @@ def _tasks(
 
 def tasks_of(suite: Suite, group: Group, store: Store, asked: Sequence[str]) -> dict[str, Task]:
     """Tasks as a group of a suite asks for them, their data fetched where they are not here. Raises TaskError."""
-    return describe(asked, *_about(suite, group, store))
+    return describe(bigcode.resolved(asked, store.root, suite.data)[0], *_about(suite, group, store))
 
 
 def _about(suite: Suite, group: Group, store: Store) -> tuple[Path, Path, bool, Given, str | None]:
@@ -207,7 +209,7 @@ def _check_data(suite: Suite, tasks: Mapping[str, Task]) -> None:
     """Data that are given for a task by name are of a task of the suite; a mistyped name would be fetched instead."""
     given = suite.data if isinstance(suite.data, Mapping) else {}
     for name in given:
-        if name not in tasks:
+        if name.replace(bigcode.PREFIX, "bigcode-") not in tasks:
             raise TaskError(f"`data:` has files of '{name}', which is no task of this suite{near(name, tasks)}")
 
 

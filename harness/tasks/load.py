@@ -341,9 +341,11 @@ def _scores(definition: Definition, task: Any, kind: str) -> tuple[Score, ...]:
     """
     chosen = definition.config.get("counts")
     if kind == "code":
-        if chosen not in (None, "pass@1"):
-            raise TaskError(f"task '{definition.name}' has no score '{chosen}' that can count: it has pass@1")
-        return (Score("pass@1", "pass@1", "none"),)
+        # Of bigcode's tasks some compare texts.
+        own = str((definition.config.get("metadata") or {}).get("metric", "pass@1"))
+        if chosen not in (None, own):
+            raise TaskError(f"task '{definition.name}' has no score '{chosen}' that can count: it has {own}")
+        return (Score(own, own, "none"),)
     from lm_eval.api.metrics import mean
 
     metrics = [name for name, aggregate in task.aggregation().items() if aggregate is mean]

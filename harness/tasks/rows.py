@@ -19,6 +19,7 @@ CODE_FIELDS = {
     "humaneval": ("prompt", "test", "entry_point"),
     "mbpp": ("task_id", "text", "test_list"),
     "multiple": ("name", "language", "prompt", "tests"),
+    "bigcode": ("prompt", "reference", "index", "doc"),
 }
 """What a row of a code task must have, by the kind of its rows."""
 
