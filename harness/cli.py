@@ -11,7 +11,15 @@ from pathlib import Path
 
 import click
 
-from harness.cli_common import json_option, out_option, print_json, run_options, store_of, store_option
+from harness.cli_common import (
+    json_option,
+    out_option,
+    print_json,
+    run_options,
+    store_of,
+    store_option,
+    weak_sandbox_option,
+)
 from harness.cli_models import align, export, fuse, kinship, lineage, merge, overlap, relate
 from harness.cli_tasks import evaluate, fetch, samples, tasks
 from harness.errors import FuseBenchError
@@ -58,11 +66,13 @@ seed_option = click.option("--seed", type=int, help="Another seed than the suite
 @click.option("--progress", type=click.Choice(["auto", "rich", "plain", "none"]), default="auto", show_default=True)
 @out_option
 @store_option
+@weak_sandbox_option
 @click.option("--smoke", is_flag=True, help="Rehearse it in minutes with tiny random models, two samples a task.")
 @json_option
 def run(
     suite: str,
     seed: int | None,
+    allow_weak_sandbox: bool,
     smoke: bool,
     slots: int | None,
     progress: str,
@@ -80,7 +90,10 @@ def run(
     from harness.suite import find
 
     again = shlex.join(["fuse-bench", *sys.argv[1:]])
-    outcome = run_suite(find(suite), replace(run_options(out, store, slots, progress, again, seed), smoke=smoke))
+    outcome = run_suite(
+        find(suite),
+        replace(run_options(out, store, slots, progress, again, seed), smoke=smoke, weak_sandbox=allow_weak_sandbox),
+    )
     if as_json:
         print_json(
             {

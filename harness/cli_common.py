@@ -20,6 +20,9 @@ store_option = click.option(
     default=None,
     help="The store of everything computed.  [default: $FUSE_BENCH_STORE, or ~/.cache/fuse-bench]",
 )
+weak_sandbox_option = click.option(
+    "--allow-weak-sandbox", is_flag=True, help="Run generated programs under resource limits alone, if need be."
+)
 
 
 def store_of(given: Path | None) -> Path:

@@ -21,7 +21,8 @@ from fusion.methods.apply import reshapes
 from fusion.modelref import Folder, open_ref
 from fusion.tokens import has_tokenizer
 from harness import bigcode, hub, pocket, sandbox
-from harness.errors import SandboxError, TaskError, UsageError
+from harness.errors import TaskError, UsageError
+from harness.programs import LANGUAGES
 from harness.spec import Candidate, Group, Source, Suite
 from harness.store import Store, file_digest, folder_stamp, write_whole
 from harness.tasks import Task, describe, describe_here, describe_text
@@ -113,7 +114,9 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
         else:
             corpora[corpus] = _corpus(corpus, suite.seed)
     gpus = visible_gpus()
-    level = _sandbox(suite) if any(task.kind == "code" for task in tasks.values()) else None
+    languages = {task.language for task in tasks.values() if task.kind == "code" and task.language}
+    level = sandbox.accepted(suite.sandbox) if languages else None
+    sandbox.check_toolchains(LANGUAGES.get(language, language) for language in languages)
     return Facts(
         folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level, tuple(missing)
     )
@@ -211,16 +214,6 @@ def _check_data(suite: Suite, tasks: Mapping[str, Task]) -> None:
     for name in given:
         if name.replace(bigcode.PREFIX, "bigcode-") not in tasks:
             raise TaskError(f"`data:` has files of '{name}', which is no task of this suite{near(name, tasks)}")
-
-
-def _sandbox(suite: Suite) -> str:
-    if suite.sandbox is None:
-        raise SandboxError(
-            "this suite has code tasks, and programs that models write are to be run. The strongest isolation on this "
-            f"machine is '{sandbox.choose()}' (its limits: fuse-bench doctor). "
-            "Accept it with `sandbox: any` in the suite, or --sandbox any"
-        )
-    return sandbox.choose(suite.sandbox)
 
 
 def folder_of(model: Source, store: Store, local_only: bool = False) -> FolderFacts:

@@ -33,7 +33,7 @@ KEYS = {
     "kinship": "{base: model, measures: [...], texts: corpus}",
     "track": "{mlflow: sqlite | off | a tracking URI}",
     "keep": "whose merged weights are written to the store: none, best or all",
-    "sandbox": f"the least isolation that generated programs are run with: any | {' | '.join(LEVELS)}",
+    "sandbox": f"the least isolation of generated programs: any | {' | '.join(LEVELS)} (default: any but the first)",
     "data": "local data of the tasks: a folder (bbh/NAME.jsonl, ...), {task: file} or {task: {split: file}}",
     "trust_task_code": "true allows task files that bring Python code (`!function`)",
     "chat": "auto: chat templates where every model has one and none is a base; on, off: always, never",

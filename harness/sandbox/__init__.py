@@ -197,6 +197,19 @@ def choose(least: str = "any") -> str:
     raise SandboxError(f"no sandbox of level '{least}' or stronger on this machine ({why or 'none'})")
 
 
+def accepted(least: str | None) -> str:
+    """The level that programs are run at: as `choose` says; where nobody says the least, any but the weakest."""
+    try:
+        return choose(least or list(LEVELS)[1])
+    except SandboxError as error:
+        if least is not None:
+            raise
+        raise SandboxError(
+            f"programs that models write are to be run, and there is {error}. To run them all the same: "
+            "--allow-weak-sandbox, or `sandbox: any` in the suite (what that keeps out: fuse-bench doctor)"
+        ) from None
+
+
 def run_python(program: str, test: str, timeout: float = TIMEOUT_S, memory_mb: int = MEMORY_MB) -> Verdict:
     """Run one program against its test. Many are faster by `run_many`."""
     return run_many([Program(program, test)], SandboxSettings(timeout=timeout, memory_mb=memory_mb))[0]
@@ -257,13 +270,18 @@ def _verdict(slot: Slot, program: Program, level: Level, settings: SandboxSettin
     return Verdict(**slot.run(job, job["timeout"] + job["build_timeout"]))
 
 
+def check_toolchains(names: Iterable[str]) -> None:
+    """SandboxError that names every language whose tools this machine lacks."""
+    missing = {language: found for language in sorted(set(names)) if (found := missing_toolchain(language))}
+    if missing:
+        lines = [f"no program in {language} can be run: {found}" for language, found in missing.items()]
+        raise SandboxError("\n  ".join(lines))
+
+
 def _refuse_unfit(level: str, names: Iterable[str]) -> None:
     """SandboxError for the first language that cannot be judged on this machine."""
     used = sorted(set(names))
-    for language in used:
-        missing = missing_toolchain(language)
-        if missing:
-            raise SandboxError(f"no program in {language} can be run: {missing}")
+    check_toolchains(used)
     for language in used:
         unfit = _unfit(level, language)
         if unfit:

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +45,9 @@ def main() -> None:
         "options": vars(options),
         "user": "root" if os.getuid() == 0 else "an ordinary user",
         "load": {"before": began, "after": os.getloadavg()[0]},
-        "missing": {level: why for level, why in missing.items() if why is not None},
+        "missing": {
+            level: why.replace(sys.executable, "the interpreter") for level, why in missing.items() if why is not None
+        },
         "levels": {
             level: {"runs": runs, "median": statistics.median(runs), "goal": GOALS.get(level)}
             for level, runs in rates.items()

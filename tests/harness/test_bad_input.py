@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fusion.digests import folder_digests
-from harness import runs
+from harness import runs, sandbox
+from harness.errors import SandboxError
 from harness.run import Options
 from harness.run import run as run_suite
 from harness.work import FUNCTIONS
@@ -185,9 +186,17 @@ def test_a_missing_suite_or_recipe_is_named(bench):
     refused(bench("merge", "nothing.yaml", "out"), "nothing.yaml")
 
 
-def test_code_tasks_need_a_word_about_the_sandbox(folder, bench):
-    (folder / "own.yaml").write_text(SUITE.replace("./quiz.yaml", "pocket_list_functions"))
-    refused(run(bench), "programs that models write are to be run", "with `sandbox: any` in the suite")
+def test_the_weakest_sandbox_is_refused_unless_it_is_asked_for(monkeypatch):
+    weak = {"rlimits": None, "namespaces": "they are forbidden here", "bubblewrap": "bwrap is not installed"}
+    monkeypatch.setattr(sandbox, "probe", lambda: weak)
+    with pytest.raises(
+        SandboxError, match="programs that models write are to be run.*they are forbidden here.*"
+    ) as error:
+        sandbox.accepted(None)
+    assert "--allow-weak-sandbox, or `sandbox: any` in the suite" in str(error.value)
+    assert sandbox.accepted("any") == "rlimits"
+    with pytest.raises(SandboxError, match="no sandbox of level 'bubblewrap' or stronger"):
+        sandbox.accepted("bubblewrap")
 
 
 def test_merge_writes_a_folder_that_transformers_loads(folder, bench):

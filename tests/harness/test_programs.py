@@ -199,7 +199,8 @@ def test_multipl_e_in_python_is_judged_as_every_other_language() -> None:
     """Its prompt ends in the middle of the function, which the tests must not meet in the program's place."""
     row = {
         "prompt": 'def strlen(string: str) -> int:\n    """Length."""\n',
-        "tests": "def check(candidate):\n    assert candidate('abc') == 3\n\ndef test_check():\n    check(strlen)\n\ntest_check()\n",
+        "tests": "def check(candidate):\n    assert candidate('abc') == 3\n\n"
+        "def test_check():\n    check(strlen)\n\ntest_check()\n",
         "language": "py",
     }
     programs = [program_of("multiple", row, body) for body in ("    return len(string)", "    return 4", "")]
