@@ -13,10 +13,10 @@ import numpy as np
 
 from fusion.kinship import MEASURES
 from fusion.kinship.behaviour import Answers
-from harness.blocks import SCORES, read_block
 from harness.described import replicates
 from harness.drive import Progress
 from harness.errors import UsageError
+from harness.judged import judged
 from harness.plan import Plan
 
 FILE = "answers.npz"
@@ -57,16 +57,11 @@ def _records(plan: Plan, progress: Progress, names: Sequence[str], split: str) -
     for group in (group for group in plan.suite.groups if group.text is None):
         for task in plan.facts.groups[group.name]:
             items = plan.items[group.name][task]
-            by_replicate = []
-            for name in names:
-                by_id: dict[str, Mapping[str, Any]] = {}
-                for block in (block for block in items.blocks if block.split == split):
-                    entry = progress.done.get(f"judge {name} {group.name}/{block.name}")
-                    if entry is None:
-                        return None
-                    by_id.update(zip(block.ids, read_block(entry.path, SCORES), strict=True))
-                by_replicate.append(by_id)
-            records += [[by_id[item] for by_id in by_replicate] for item in items.counted[split]]
+            by_replicate = [judged(plan, progress, name, group.name, task) for name in names]
+            wanted = items.counted[split]
+            if any(item not in by_id for by_id in by_replicate for item in wanted):
+                return None
+            records += [[by_id[item] for by_id in by_replicate] for item in wanted]
     return records
 
 

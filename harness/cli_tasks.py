@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from harness.cli_common import json_option, out_option, print_json, run_options, store_of, store_option
+from harness.cli_common import (
+    json_option,
+    out_option,
+    print_json,
+    run_options,
+    store_of,
+    store_option,
+    weak_sandbox_option,
+)
 from harness.spec import CHAT
 
 
@@ -19,7 +27,7 @@ from harness.spec import CHAT
 @click.option("--temperature", type=float, help="That they are drawn at.  [default: 0, or 0.2 for several]")
 @click.option("--top-p", type=float, help="Share of the distribution they are drawn from.  [default: 0.95 for several]")
 @click.option("--chat", type=click.Choice(CHAT), default="auto", show_default=True, help="Ask in its chat template.")
-@click.option("--sandbox", help="The least isolation that generated programs are run with: any, or a level of doctor.")
+@weak_sandbox_option
 @click.option("--generations", type=click.Path(path_type=Path), help="Programs made elsewhere, in the place of MODEL.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, which could run code.")
 @click.option("--trust-task-code", is_flag=True, help="Allow task files that bring Python code.")
@@ -35,7 +43,7 @@ def evaluate(
     temperature: float | None,
     top_p: float | None,
     chat: str,
-    sandbox: str | None,
+    allow_weak_sandbox: bool,
     generations: Path | None,
     allow_pickle: bool,
     trust_task_code: bool,
@@ -56,7 +64,9 @@ def evaluate(
     if generations is not None:
         if len(tasks) > 1:
             raise UsageError("generations are of one task: give one --task")
-        found = evaluating.judge_generations(generations, tasks[0], store_of(store) / "facts", sandbox, trust_task_code)
+        found = evaluating.judge_generations(
+            generations, tasks[0], store_of(store) / "facts", allow_weak_sandbox, trust_task_code
+        )
         print_json(found) if as_json else click.echo(evaluating.generation_words(found))
         return
     asked = evaluating.Asked(
@@ -64,7 +74,7 @@ def evaluate(
         tasks,
         limit,
         batch_size or BATCH_SIZE,
-        sandbox,
+        allow_weak_sandbox,
         allow_pickle,
         trust_task_code,
         samples,
@@ -88,6 +98,9 @@ def evaluate(
 @click.option("--wrong", is_flag=True, help="Only items with less than the full score.")
 @click.option("--flips-against", "against", metavar="MODEL", help="Only items that this model scored otherwise on.")
 @click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Items to print.")
+@click.option(
+    "--generations-out", type=click.Path(path_type=Path), help="Write its programs as bigcode's JSON instead."
+)
 @out_option
 @store_option
 @json_option
@@ -98,6 +111,7 @@ def samples(
     wrong: bool,
     against: str | None,
     limit: int,
+    generations_out: Path | None,
     out: Path,
     store: Path | None,
     as_json: bool,
@@ -105,6 +119,13 @@ def samples(
     """How a model of RUN answered a task's test items: target, answer, score, what it said."""
     from harness import samples as kept
 
+    if generations_out is not None:
+        from harness import generations
+
+        count = generations.write(run, model, task, generations_out, out, store_of(store))
+        said = {"file": str(generations_out), "problems": count}
+        print_json(said) if as_json else click.echo(f"{generations_out}: programs for {count} problems")
+        return
     found = kept.samples(run, model, task, out, store_of(store), wrong, against)
     print_json(found) if as_json else click.echo(kept.words(found, limit))
 

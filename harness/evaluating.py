@@ -13,14 +13,14 @@ from typing import Any
 from fusion.modelref import Folder
 from fusion.recipe_yaml import Models
 from harness import bigcode, sandbox, tasks
-from harness.errors import SandboxError, UsageError
+from harness.errors import UsageError
 from harness.evaluated import BATCH_SIZE, SAMPLING_KEYS, sampling
 from harness.judge import judge
 from harness.programs import completion_of, pass_at
 from harness.run import Options, Outcome, carry_out
 from harness.spec import Group, Source, Suite
 from harness.store import digest_of
-from harness.tasks import load
+from harness.tasks import Task, load
 
 GROUP = "tasks"
 LONGEST_NAME = 60
@@ -28,16 +28,17 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Asked:
-    """What to evaluate. model: a folder, FOLDER+LORA, or a LoRA folder. level: the least sandbox; None refuses code.
+    """What to evaluate. model: a folder, FOLDER+LORA, or a LoRA folder.
 
-    samples, temperature, top_p: as of a suite's group; None is their default. chat: auto, on or off.
+    weak_sandbox: generated programs may run at the weakest level. samples, temperature, top_p: as of a suite's group;
+    None is their default. chat: auto, on or off.
     """
 
     model: str
     tasks: tuple[str, ...]
     limit: int | None = None
     batch_size: int = BATCH_SIZE
-    level: str | None = None
+    weak_sandbox: bool = False
     allow_pickle: bool = False
     trust: bool = False
     samples: int | None = None
@@ -55,7 +56,6 @@ def suite_of(asked: Asked) -> Suite:
     """The suite of one model that an evaluation is a run of."""
     ref = _model(asked.model)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(ref.adapter or ref.path).name).strip("-._")[:LONGEST_NAME] or "model"
-    level = asked.level or _strong()
     repeated = sorted({task for task in asked.tasks if asked.tasks.count(task) > 1})
     if repeated:
         raise UsageError(f"task {', '.join(repeated)} is given more than once")
@@ -72,7 +72,7 @@ def suite_of(asked: Asked) -> Suite:
         "evaluate": {
             GROUP: {"tasks": list(asked.tasks), "limit": asked.limit, "batch_size": asked.batch_size, **given}
         },
-        "sandbox": level,
+        **({"sandbox": "any"} if asked.weak_sandbox else {}),
         "trust_task_code": asked.trust,
         **({"chat": asked.chat} if asked.chat != "auto" else {}),
     }
@@ -87,7 +87,7 @@ def suite_of(asked: Asked) -> Suite:
         kinship_texts=None,
         mlflow=None,
         keep="none",
-        sandbox=level,
+        sandbox="any" if asked.weak_sandbox else None,
         trust_task_code=asked.trust,
         published={},
         path=Path.cwd() / "evaluate",
@@ -107,11 +107,6 @@ def _model(given: str) -> Folder:
         raise UsageError(f"{given} is no folder of a model")
     paths = [str(Path(path).absolute()) if path else None for path in (ref.path, ref.adapter)]
     return Folder(str(paths[0]), paths[1])
-
-
-def _strong() -> str | None:
-    """The least level that is taken unasked: any but the weakest; None where this machine has no other."""
-    return next((name for name, missing in list(sandbox.probe().items())[1:] if missing is None), None)
 
 
 def scores(outcome: Outcome) -> dict[str, Any]:
@@ -149,29 +144,21 @@ def score_words(found: Mapping[str, Any]) -> str:
 
 
 def judge_generations(
-    file: Path, task: str, cache: Path, level: str | None = None, trust: bool = False
+    file: Path, task: str, cache: Path, weak_sandbox: bool = False, trust: bool = False
 ) -> dict[str, Any]:
     """Run programs that were made elsewhere against a code task's tests.
 
     file: JSON, a list of samples for each problem, in the order of the task's data, as the bigcode harness writes them;
     a sample is a completion, or begins with the problem's prompt. It may end early, and then the first problems are
-    scored. cache: of descriptions of tasks, in the store. level: the least sandbox; without it any but the weakest.
+    scored. cache: of descriptions of tasks, in the store. weak_sandbox: they may run at the weakest level.
 
     Returns {"task", "sandbox", "problems", "of", "samples", "pass@1", ...[pass@k], "verdicts": [{"id", "programs":
     [{"passed", "reason"}]}]}, pass@k the unbiased estimate (Chen et al. 2021, arXiv:2107.03374, equation 1).
     Raises UsageError, TaskError and SandboxError.
     """
-    asked, _ = bigcode.resolved([task], cache.parent)
-    found = list(tasks.describe(asked, Path(), cache, trust).values())
-    if len(found) != 1 or found[0].metric != "pass@1":
-        raise UsageError(f"'{task}' is no code task: generations are programs, scored by running them")
-    level = level or _strong()
-    if level is None:
-        raise SandboxError(
-            f"the strongest isolation on this machine is '{sandbox.choose()}' (its limits: fuse-bench doctor). "
-            "Accept it with --sandbox any"
-        )
-    source = found[0].source
+    found = task_named(task, cache, trust)
+    level = sandbox.accepted("any" if weak_sandbox else None)
+    source = found.source
     loaded = load.load(Path(source), trust)
     samples = _samples(file, task, len(loaded.ids))
     # The programs of a task of bigcode's are taken as its file has them.
@@ -189,14 +176,23 @@ def judge_generations(
     passed = [[program["passed"] for program in record["programs"]] for record in records]
     fewest = min(len(programs) for programs in passed)
     return {
-        "task": found[0].name,
-        "sandbox": sandbox.choose(level),
+        "task": found.name,
+        "sandbox": level,
         "problems": len(records),
         "of": len(loaded.ids),
         "samples": sum(len(programs) for programs in passed),
         **{f"pass@{k}": pass_at(passed, k) for k in (1, 10, 100) if k <= fewest},
         "verdicts": [{"id": record["id"], "programs": record["programs"]} for record in records],
     }
+
+
+def task_named(name: str, cache: Path, trust: bool = False) -> Task:
+    """The code task of a name, a file, or bigcode/NAME; `cache` lies in the store. Raises UsageError for any other."""
+    asked, _ = bigcode.resolved([name], cache.parent)
+    found = list(tasks.describe(asked, Path(), cache, trust).values())
+    if len(found) != 1 or found[0].metric != "pass@1":
+        raise UsageError(f"'{name}' is no code task: generations are programs, scored by running them")
+    return found[0]
 
 
 def _samples(file: Path, task: str, problems: int) -> list[list[str]]:

@@ -15,11 +15,11 @@ import numpy as np
 from harness import answers, bits_per_byte, kinship_rows, relate, stats
 from harness.answers import Answered
 from harness.bits_per_byte import Texts
-from harness.blocks import SCORES, read_block
 from harness.clean import add_clean
 from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
 from harness.facts import environment
+from harness.judged import judged
 from harness.making import instances
 from harness.plan import Plan
 from harness.relating import kinship_base
@@ -158,11 +158,7 @@ def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
     found: dict[str, Any] = {split: {} for split in SPLITS}
     for group, tasks in plan.items.items():
         for task, items in tasks.items():
-            by_id: dict[str, Mapping[str, Any]] = {}
-            for block in items.blocks:
-                entry = progress.done.get(f"judge {instance} {group}/{block.name}")
-                if entry is not None:
-                    by_id.update(zip(block.ids, read_block(entry.path, SCORES), strict=True))
+            by_id = judged(plan, progress, instance, group, task)
             for split in SPLITS:
                 ids = items.counted[split]
                 if ids and all(i in by_id for i in ids):

@@ -45,8 +45,34 @@ def samples(
     return {**found, "samples": [chosen[key] for key in sorted(chosen)]}
 
 
+def responses(run_dir: Path, model: str, task: str, store: Store) -> list[dict[str, Any]]:
+    """All responses of a model to a task, of dev and of test items, as the store keeps them. Raises UsageError."""
+    keys, mine = _blocks(run_dir, model, task)
+    found = []
+    for place, _, _ in mine:
+        entry = store.get(keys[f"generate {model} {place}"])
+        if entry is None:
+            raise _gone(store, f"{model} {place}")
+        found += read_block(entry.path, RESPONSES)
+    return found
+
+
 def _of_model(run_dir: Path, model: str, task: str, store: Store) -> tuple[str, dict[int, Sample]]:
     """The group of a task, and its counted test items by doc_id."""
+    keys, mine = _blocks(run_dir, model, task)
+    counted = _read(run_dir / "scores" / "items.json", run_dir)["test"]
+    found: dict[int, Sample] = {}
+    group = ""
+    for place, group, block in mine:
+        if block.startswith("test."):
+            wanted = {item.partition("#")[0] for item in counted[group][task]}
+            blocks = _block(store, keys, f"{model} {place}")
+            found |= {sample["doc_id"]: sample for sample in blocks if sample["id"] in wanted}
+    return group, found
+
+
+def _blocks(run_dir: Path, model: str, task: str) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+    """The store's keys by job, and (place, group, block) of all that a model was asked of a task."""
     keys: dict[str, str] = _read(run_dir / "objects.json", run_dir)
     jobs = [job.split(" ") for job in keys if job.startswith("judge ")]
     names = list(dict.fromkeys(job[1] for job in jobs))
@@ -58,26 +84,14 @@ def _of_model(run_dir: Path, model: str, task: str, store: Store) -> tuple[str, 
     known = list(dict.fromkeys(name for _, _, name, _ in mine))
     if task not in known:
         raise UsageError(f"'{model}' was not scored on '{task}'; it was on {', '.join(known)}")
-    counted = _read(run_dir / "scores" / "items.json", run_dir)["test"]
-    found: dict[int, Sample] = {}
-    group = ""
-    for place, group_name, name, block in mine:
-        if name == task and block.startswith("test."):
-            group = group_name
-            wanted = {item.partition("#")[0] for item in counted[group][task]}
-            blocks = _block(store, keys, f"{model} {place}")
-            found |= {sample["doc_id"]: sample for sample in blocks if sample["id"] in wanted}
-    return group, found
+    return keys, [(place, group, block) for place, group, name, block in mine if name == task]
 
 
 def _block(store: Store, keys: Mapping[str, str], name: str) -> Iterator[Sample]:
     """The samples of one block: what was said, and what came of it."""
     said, judged = (store.get(keys[f"{kind} {name}"]) for kind in ("generate", "judge"))
     if said is None or judged is None:
-        raise UsageError(
-            f"the store {store.root} has no more answers of {name}: give the run's command again, or the store that it "
-            "used (--store)"
-        )
+        raise _gone(store, name)
     responses, records = read_block(said.path, RESPONSES), read_block(judged.path, SCORES)
     for response, record in zip(responses, records, strict=True):
         kept = {key: response[key] for key in ASKED if key in response}
@@ -85,6 +99,13 @@ def _block(store: Store, keys: Mapping[str, str], name: str) -> Iterator[Sample]
         texts = all(isinstance(repeat, str) for repeat in repeats)
         what = {"responses": repeats} if texts else {"likelihoods": [_number(repeat) for repeat in repeats]}
         yield {**kept, **{key: record[key] for key in JUDGED if key in record}, **what}
+
+
+def _gone(store: Store, name: str) -> UsageError:
+    return UsageError(
+        f"the store {store.root} has no more answers of {name}: give the run's command again, or the store that it "
+        "used (--store)"
+    )
 
 
 def _number(repeat: Any) -> float:

@@ -66,7 +66,7 @@ def test_what_cannot_be_evaluated(world: Path, tmp_path: Path, asked: Asked, err
 
 def test_models_and_tasks_make_other_runs(world: Path) -> None:
     one = suite_of(Asked(str(world / "my model"), ("pocket_goals",)))
-    more: list[dict[str, Any]] = [{"limit": 3}, {"batch_size": 1}, {"trust": True}, {"level": "any"}]
+    more: list[dict[str, Any]] = [{"limit": 3}, {"batch_size": 1}, {"trust": True}, {"weak_sandbox": True}]
     more += [{"samples": 2}, {"samples": 2, "temperature": 0.5}, {"temperature": 0.2, "top_p": 0.5}, {"chat": "on"}]
     others = [suite_of(Asked(str(world / "my model"), ("pocket_goals",), **m)) for m in more]
     assert len({one.digest, *(other.digest for other in others)}) == 9
@@ -84,7 +84,7 @@ def test_programs_are_drawn_and_the_counts_are_told(world: Path, tmp_path: Path)
     (tmp_path / "chatty" / "chat_template.jinja").write_text("{{ messages[0].content }}:")
     model, task = str(tmp_path / "chatty"), str(world / "functions.yaml")
     found = evaluating.scores(
-        evaluating.evaluate(Asked(model, (task,), samples=3, temperature=1.0, level="any"), options)
+        evaluating.evaluate(Asked(model, (task,), samples=3, temperature=1.0, weak_sandbox=True), options)
     )
     entry = found["tasks"]["functions"]
     assert entry["n"] == len(FUNCTIONS) and 0 < entry["unfinished"] <= 3 * len(FUNCTIONS)
@@ -93,13 +93,13 @@ def test_programs_are_drawn_and_the_counts_are_told(world: Path, tmp_path: Path)
     with pytest.raises(TaskError, match="group 'tasks' asks for 3 samples at temperature 0.2, and none of its tasks"):
         evaluating.evaluate(Asked(model, (str(world / "legs.yaml"),), samples=3), options)
     with pytest.raises(UsageError, match="`chat: on` asks for a chat template, and my-model has none"):
-        evaluating.evaluate(Asked(str(world / "my model"), (task,), chat="on", level="any"), options)
+        evaluating.evaluate(Asked(str(world / "my model"), (task,), chat="on", weak_sandbox=True), options)
 
 
 def test_programs_made_elsewhere_are_judged_one_by_one(world: Path, tmp_path: Path) -> None:
     rows = FUNCTIONS[:3]
     programs = [[r["canonical_solution"], "\n    return None", r["prompt"] + r["canonical_solution"]] for r in rows]
-    found = judge_generations(generations(world, programs), str(world / "functions.yaml"), tmp_path, "any")
+    found = judge_generations(generations(world, programs), str(world / "functions.yaml"), tmp_path, True)
     outcomes = [[program["passed"] for program in verdict["programs"]] for verdict in found["verdicts"]]
     assert outcomes == [[True, False, True]] * 3, "with the prompt or without it"
     assert found["verdicts"][0]["programs"][0]["reason"] == "passed"
@@ -133,15 +133,15 @@ def test_pass_at_k_is_the_share_of_draws_with_one_that_passes() -> None:
 )
 def test_what_are_no_generations(world: Path, tmp_path: Path, programs: object, task: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        judge_generations(generations(world, programs), str(world / f"{task}.yaml"), tmp_path, "any")
+        judge_generations(generations(world, programs), str(world / f"{task}.yaml"), tmp_path, True)
 
 
 def test_files_that_are_none(tmp_path: Path, world: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        judge_generations(tmp_path / "nothing.json", str(world / "functions.yaml"), tmp_path, "any")
+        judge_generations(tmp_path / "nothing.json", str(world / "functions.yaml"), tmp_path, True)
     (tmp_path / "bad.json").write_text("[[")
     with pytest.raises(UsageError, match="is not JSON"):
-        judge_generations(tmp_path / "bad.json", str(world / "functions.yaml"), tmp_path, "any")
+        judge_generations(tmp_path / "bad.json", str(world / "functions.yaml"), tmp_path, True)
 
 
 @pytest.mark.parametrize(
