@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 RESPONSES, SCORES = "responses.json.gz", "scores.json.gz"
+COUNTED = ("truncated", "unfinished")
+"""What is counted of a response: whether its prompt was cut, and how many of its texts came to no end."""
 
 
 def write_block(folder: Path, name: str, records: Sequence[Any]) -> None:

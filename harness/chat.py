@@ -28,6 +28,11 @@ def templated(suite: Suite, facts: Facts) -> frozenset[str]:
     return frozenset(name for name, word in asked.items() if word == "on" or (word == "auto" and together))
 
 
+def insisted(suite: Suite) -> frozenset[str]:
+    """The models for which `chat: on` is said: only they are asked in it to go on with a program, too."""
+    return frozenset(name for name, model in suite.models.items() if (_said(suite, model) or suite.chat) == "on")
+
+
 def words(names: Sequence[str], chat: Collection[str]) -> str | None:
     """Who of some models is asked in a chat template, for people; None where nobody is."""
     asked = [name for name in names if name in chat]

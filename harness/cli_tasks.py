@@ -26,7 +26,7 @@ from harness.spec import CHAT
 @click.option("--samples", type=click.IntRange(1), help="Programs for each problem of code tasks.  [default: 1]")
 @click.option("--temperature", type=float, help="That they are drawn at.  [default: 0, or 0.2 for several]")
 @click.option("--top-p", type=float, help="Share of the distribution they are drawn from.  [default: 0.95 for several]")
-@click.option("--chat", type=click.Choice(CHAT), default="auto", show_default=True, help="Ask in its chat template.")
+@click.option("--chat", type=click.Choice(CHAT), default="off", show_default=True, help="Ask in its chat template.")
 @weak_sandbox_option
 @click.option("--generations", type=click.Path(path_type=Path), help="Programs made elsewhere, in the place of MODEL.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights, which could run code.")

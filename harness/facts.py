@@ -21,7 +21,7 @@ from fusion.methods.apply import reshapes
 from fusion.modelref import Folder, open_ref
 from fusion.tokens import has_tokenizer
 from harness import bigcode, hub, pocket, sandbox
-from harness.errors import TaskError, UsageError
+from harness.errors import SandboxError, TaskError, UsageError
 from harness.programs import LANGUAGES
 from harness.spec import Candidate, Group, Source, Suite
 from harness.store import Store, file_digest, folder_stamp, write_whole
@@ -53,7 +53,7 @@ class FolderFacts:
 class Missing:
     """What a run needs first: a model or the data of `count` of the tasks that a name stands for, which it fetches.
 
-    A corpus is the user's to make.
+    A corpus is the user's to make, and so is what a sandbox needs.
     """
 
     kind: str
@@ -67,6 +67,8 @@ class Missing:
             return f"model '{self.name}' ({self.origin})"
         if self.kind == "corpus":
             return f"corpus {self.name}"
+        if self.kind == "sandbox":
+            return self.name
         if self.of == 1:
             return f"data of {self.name}"
         return f"data of {self.name} ({self.count if self.count == self.of else f'{self.count} of {self.of}'} tasks)"
@@ -114,12 +116,25 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
         else:
             corpora[corpus] = _corpus(corpus, suite.seed)
     gpus = visible_gpus()
-    languages = {task.language for task in tasks.values() if task.kind == "code" and task.language}
-    level = sandbox.accepted(suite.sandbox) if languages else None
-    sandbox.check_toolchains(LANGUAGES.get(language, language) for language in languages)
+    try:
+        level = _level(suite, tasks)
+    except SandboxError as error:
+        if not offline:
+            raise
+        level = None
+        missing.append(Missing("sandbox", str(error)))
     return Facts(
         folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level, tuple(missing)
     )
+
+
+def _level(suite: Suite, tasks: Mapping[str, Task]) -> str | None:
+    """How programs are isolated, None where there are none. Raises SandboxError where some could not be judged."""
+    languages = {task.language for task in tasks.values() if task.kind == "code" and task.language}
+    if not languages:
+        return None
+    sandbox.check_toolchains(LANGUAGES.get(language, language) for language in languages)
+    return sandbox.accepted(suite.sandbox)
 
 
 def library_versions() -> dict[str, str]:
@@ -198,7 +213,7 @@ def _about(suite: Suite, group: Group, store: Store) -> tuple[Path, Path, bool, 
 
 
 def _check_source(task: Task, other: Task) -> None:
-    if task.source == other.source:
+    if task.source == other.source or (task.digest, task.metric) == (other.digest, other.metric):
         return
     if task.metric != other.metric:
         raise TaskError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.blocks import COUNTED
 from harness.errors import TaskError
 from harness.programs import judge_programs
 from harness.sandbox import SandboxSettings
@@ -26,11 +27,22 @@ def judge(
     A record: "id", "score" (of the task's metric), "also" (its other means over items, by name), "answer" (what was
     taken for the answer, None if nothing), "verdict" (why a program passed or not; None for other tasks). Where one of
     several choices is right, "choices" has "p", the softmax of their log-likelihoods, and "correct", its index; of
-    a code task "programs" has a {"passed", "reason"} for each sample.
+    a code task "programs" has a {"passed", "reason"} for each sample. "truncated" and "unfinished" are the response's,
+    where there is something to count.
     `sandbox`: the least isolation level for programs. Raises TaskError, also when the data are no longer those that
     were asked about, and SandboxError. Of a text (`texts.load`) the score is bits per byte, lower being better, and
     "also" has its "bits" and "bytes".
     """
+    records = _judged(source, responses, sandbox, trust)
+    return [{**record, **_counts(said)} for record, said in zip(records, responses, strict=True)]
+
+
+def _counts(response: Mapping[str, Any]) -> dict[str, int]:
+    """What is counted of a response: prompts that were cut, texts that came to no end."""
+    return {key: int(response[key]) for key in COUNTED if response.get(key)}
+
+
+def _judged(source: str, responses: Sequence[Mapping[str, Any]], sandbox: str | None, trust: bool) -> list[Record]:
     if texts.is_text(source):
         return _bits(source, responses)
     loaded = load.load(Path(source), trust)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion.ensemble import DOMAINS
 from fusion.modelref import Delta, Ensemble, Folder, ModelRef, Routed, to_json
-from harness.chat import templated
+from harness.chat import insisted, templated
 from harness.errors import TaskError
 from harness.facts import Facts
 from harness.job import Input, Job
@@ -225,9 +225,10 @@ def _scoring(
     spec = {
         "version": GENERATE_VERSION,
         **_asked(task),
-        **_said(suite, group, task, model.name in chat),
+        **_said(suite, group, task, model.name, chat),
         "items": digest_of(block.ids),
         "route": model.route.get(group.name) if isinstance(model, Candidate) else None,
+        "backend": "transformers",
         "batch_size": group.batch_size,
         "dtype": dtype_of(suite, name),
         "device": facts.device,
@@ -257,12 +258,19 @@ def _asked(task: Task) -> dict[str, Any]:
     """What decides the responses besides the items; of a text nothing, its documents are all there is."""
     if task.kind == "text":
         return {"task": task.metric, "task_version": task.version}
-    return {"task": task.name, "task_version": task.version, "task_digest": task.digest, "shots": task.shots}
+    return {
+        "task": task.name, "task_version": task.version, "task_digest": task.digest, "shots": task.shots,
+        "prompts": task.prompts,
+    }  # fmt: skip
 
 
-def _said(suite: Suite, group: Group, task: Task, chat: bool) -> dict[str, Any]:
-    """How a model is asked, where that is not one greedy answer to a plain prompt."""
-    said: dict[str, Any] = {"chat": True} if chat and task.kind != "text" else {}
+def _said(suite: Suite, group: Group, task: Task, model: str, chat: Collection[str]) -> dict[str, Any]:
+    """How a model is asked, where that is not one greedy answer to a plain prompt.
+
+    A program is gone on with, and a chat answers with one of its own in a fence: so only who insists gets that.
+    """
+    asked = chat if task.kind in ("likelihood", "generate") else insisted(suite) if task.kind == "code" else ()
+    said: dict[str, Any] = {"chat": True} if model in asked else {}
     if group.temperature and task.kind == "code":
         drawn = {"samples": group.samples, "temperature": group.temperature, "top_p": group.top_p}
         said["sampling"] = {**drawn, "seed": suite.seed}

@@ -5,6 +5,7 @@ Absent is absent: a model whose samples are not all there has no score, and says
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from harness import answers, bits_per_byte, kinship_rows, relate, stats
 from harness.answers import Answered
 from harness.bits_per_byte import Texts
+from harness.blocks import COUNTED
 from harness.clean import add_clean
 from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
@@ -66,7 +68,7 @@ def assemble(plan: Plan, progress: Progress) -> Record:
         row.update(_scored(plan, samples, name, model, scores))
         row.update(_bits(plan, name, model, scores))
         row.update(kinship_rows.of_candidate(plan, progress, name, kinship))
-        _add_counts(row, plan, progress, replicates(name, model))
+        _add_counts(row, samples, replicates(name, model))
         row |= {"chat": True} if name in plan.chat else {}
         if name in ranks:
             row["rank"] = ranks[name]
@@ -153,9 +155,10 @@ def _from(task: Task) -> dict[str, Any]:
 def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
     """Per-sample values of one model, by split, group, task and metric ("" is the one that counts).
 
-    Values are in the suite's order of items; tasks that are not complete are left out.
+    Values are in the suite's order of items; tasks that are not complete are left out. "counts" has by group and task
+    how many prompts of test items were cut, and how many of their texts came to no end.
     """
-    found: dict[str, Any] = {split: {} for split in SPLITS}
+    found: dict[str, Any] = {**{split: {} for split in SPLITS}, "counts": {}}
     for group, tasks in plan.items.items():
         for task, items in tasks.items():
             by_id = judged(plan, progress, instance, group, task)
@@ -163,6 +166,8 @@ def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:
                 ids = items.counted[split]
                 if ids and all(i in by_id for i in ids):
                     found[split].setdefault(group, {})[task] = _columns([by_id[i] for i in ids])
+            mine = [by_id[i] for i in items.counted["test"] if i in by_id]
+            found["counts"][group, task] = Counter({key: sum(one.get(key, 0) for one in mine) for key in COUNTED})
     return found
 
 
@@ -298,14 +303,12 @@ def _group_scores(plan: Plan, parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _add_counts(row: Mapping[str, Any], plan: Plan, progress: Progress, names: list[str]) -> None:
-    """Say of each task or text how many prompts did not fit the context, and how many responses came to no end."""
+def _add_counts(row: Mapping[str, Any], samples: Mapping[str, Any], names: list[str]) -> None:
+    """Say of each task or text how many prompts did not fit the context, and how many texts came to no end."""
     scored = [(group, task, e) for group, found in row.get("scores", {}).items() for task, e in found["tasks"].items()]
     for group, task, entry in (*scored, *((group, group, e) for group, e in row.get("text", {}).items())):
-        blocks = plan.items[group][task].blocks
-        jobs = [f"generate {one} {group}/{block.name}" for one in names for block in blocks]
-        done = [progress.done[job].result for job in jobs if job in progress.done]
-        entry |= {key: n for key in ("truncated", "unfinished") if (n := sum(result[key] for result in done))}
+        total: Counter[str] = sum((samples[one]["counts"][group, task] for one in names), Counter())
+        entry |= {key: total[key] for key in COUNTED if total[key]}
 
 
 def _choose(models: Mapping[str, dict[str, Any]]) -> None:

@@ -165,12 +165,13 @@ def print_plan(found: Survey) -> None:
 
 def _missing_lines(missing: Sequence[Missing]) -> list[str]:
     """What is not here, and what that keeps out of the plan."""
-    fetched = [str(one) for one in missing if one.kind != "corpus"]
+    fetched = [str(one) for one in missing if one.kind in ("model", "tasks")]
     lines = ["", *_wrapped(f"not here: {', '.join(fetched)}: would be fetched by run")] if fetched else []
     if any(one.kind == "tasks" for one in missing):
         lines.append("the evaluation jobs of those tasks are not counted: their items are not known yet")
     made = [str(one) for one in missing if one.kind == "corpus"]
-    return lines + (_wrapped(f"not here: {', '.join(made)}: yours to make before run") if made else [])
+    lines += _wrapped(f"not here: {', '.join(made)}: yours to make before run") if made else []
+    return lines + [line for one in missing if one.kind == "sandbox" for line in ["", *_wrapped(f"not here: {one}")]]
 
 
 def _wrapped(text: str) -> list[str]:
@@ -283,19 +284,23 @@ def measure_rows() -> list[dict[str, Any]]:
 
 def task_rows(store: Path) -> list[dict[str, Any]]:
     """The shipped tasks with what is scored and what guessing would score; then those that read other people's data."""
+    from harness import bigcode
     from harness.tasks import benchmarks, describe, shipped
 
     tasks = describe(shipped(), Path(), store / "facts").values()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": task.name, "about": f"{task.kind}, {task.metric}, {len(task.items)} items, chance {task.chance}",
             "metric": task.metric, "items": len(task.items), "task_kind": task.kind, "chance": task.chance,
             "version": task.version,
         }
         for task in tasks
-    ] + [
-        {"name": name, "about": _first_comment(path)} for name, path in benchmarks().items()
     ]  # fmt: skip
+    rows += [{"name": name, "about": _first_comment(path)} for name, path in benchmarks().items()]
+    venv = bigcode.where(store)
+    if bigcode.missing(venv) is None:
+        known = {name: why for name, why in bigcode.catalogue(venv).items() if why is None}
+        rows += [{"name": bigcode.PREFIX + name, "about": "of bigcode-evaluation-harness"} for name in known]
     return rows
 
 

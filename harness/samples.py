@@ -60,7 +60,7 @@ def responses(run_dir: Path, model: str, task: str, store: Store) -> list[dict[s
 def _of_model(run_dir: Path, model: str, task: str, store: Store) -> tuple[str, dict[int, Sample]]:
     """The group of a task, and its counted test items by doc_id."""
     keys, mine = _blocks(run_dir, model, task)
-    counted = _read(run_dir / "scores" / "items.json", run_dir)["test"]
+    counted, task = _read(run_dir / "scores" / "items.json", run_dir)["test"], task.rpartition("/")[2]
     found: dict[int, Sample] = {}
     group = ""
     for place, group, block in mine:
@@ -81,6 +81,13 @@ def _blocks(run_dir: Path, model: str, task: str) -> tuple[dict[str, str], list[
         hint = f"it has several seeds: name one of {', '.join(seeds)}" if seeds else did_you_mean(model, names)
         raise UsageError(f"{run_dir.name} has no answers of '{model}'; {hint}")
     mine = [(job[2], *job[2].split("/")) for job in jobs if job[1] == model]
+    asked_group, _, asked = task.rpartition("/")
+    if asked_group:
+        mine, task = [one for one in mine if one[1] == asked_group], asked
+    groups = list(dict.fromkeys(group for _, group, name, _ in mine if name == task))
+    if len(groups) > 1:
+        named = " or ".join(f"{group}/{task}" for group in groups)
+        raise UsageError(f"'{task}' was asked in several groups: name one as {named}")
     known = list(dict.fromkeys(name for _, _, name, _ in mine))
     if task not in known:
         raise UsageError(f"'{model}' was not scored on '{task}'; it was on {', '.join(known)}")

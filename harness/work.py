@@ -160,7 +160,10 @@ def generate(task: Task) -> Made:
     settings = Settings(batch_size=task.spec["batch_size"], chat=chat, **drawn)
     responses = respond(live, task.where["source"], task.where["doc_ids"], settings, trust=task.where["trust"])
     if [response["id"] for response in responses] != [item.split("#")[0] for item in task.where["ids"]]:
-        raise TaskError(f"{task.where['source']}: its data have changed since this run was planned; run again")
+        raise TaskError(
+            f"{task.where['source']}: its data have changed since this run was planned; run again "
+            "(of data of the hub first remove facts/task-*.json in the store, where they are described)"
+        )
     write_block(task.out, RESPONSES, responses)
     counts = {key: sum(response.get(key, 0) for response in responses) for key in ("truncated", "unfinished")}
     cost = {"skeletons_loaded": live.skeletons_loaded}

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import TaskError
-from harness.tasks import derived, files, names, texts
+from harness.store import write_whole
+from harness.tasks import derived, files, texts
 from harness.tasks.local import Given
 from harness.tasks.names import benchmarks, find, shipped
 
@@ -167,7 +168,8 @@ def _describe(path: Path, cache: Path, trust: bool) -> Task:
         record = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = asdict(_read(path, trust, key))
-        names.write(kept, json.dumps(record))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(record))
     tuples = {name: tuple(record[name]) for name in ("also", "items")}
     return Task(**(record | tuples | {"source": str(definition.path)}))
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from harness.errors import TaskError
+from harness.store import write_whole
 from harness.tasks import files, local, names
 from harness.tasks.files import NOT_COUNTED, Definition
 
@@ -45,7 +46,8 @@ def derive(found: names.Found, cache: Path, data: local.Given, metric: str | Non
     text = _text(definition, said, given, metric)
     path = cache / "tasks" / hashlib.sha256(text.encode()).hexdigest()[:16] / f"{definition.name}.yaml"
     if not path.is_file():
-        names.write(path, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
     return path
 
 

@@ -9,13 +9,13 @@ import functools
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import TaskError
+from harness.store import write_whole
 from harness.tasks import files
 
 GROUP_KEYS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag")
@@ -72,7 +72,8 @@ def builtin(cache: Path) -> Index:
     if known.get("folder") != str(folder):
         found = _scan(folder)
         known = {"folder": str(folder), "files": found.files, "tags": found.tags}
-        write(kept, json.dumps(known))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(known))
     return Index(folder, known["files"], known["tags"])
 
 
@@ -87,15 +88,6 @@ def find(names: Iterable[str], base_dir: Path, cache: Path) -> dict[str, Found]:
     for name in names:
         _add(found, _find(name, Path(base_dir), Path(cache), {}, ()))
     return found
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file that others may be reading or writing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(name, path)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from harness import suite as suites
 from harness.chat import templated, words
 from harness.errors import SuiteError, TaskError, UsageError
 from harness.evaluate import LiveModel, Settings, respond
+from harness.plan import plan
 from harness.spec import Source
 from harness.store import Store
 from tests.harness.test_evaluate import SHOTS, loaded, write_model
@@ -223,3 +224,20 @@ def loaded_ref(folder: Path) -> Any:
     from fusion.modelref import Folder
 
     return Folder(str(folder))
+
+
+def test_programs_are_gone_on_with_in_a_template_only_where_it_is_on(world: Path, tmp_path: Path) -> None:
+    """A chat would answer with a whole program between fences."""
+    write_task(world, "functions", CODE, FUNCTIONS)
+    text = "suite: s\nsandbox: any\nmodels: {m: {from: ./m}}\n"
+    text += "evaluate: {g: {tasks: [./legs.yaml, ./functions.yaml]}}\n"
+
+    def asked(more: str) -> set[str]:
+        (world / "s.yaml").write_text(text + more)
+        suite = suites.load(world / "s.yaml")
+        jobs = plan(suite, looking.gather(suite, Store(tmp_path / "store"))).jobs.values()
+        return {job.id.split("/")[1] for job in jobs if job.kind == "generate" and job.spec.get("chat")}
+
+    assert asked("") == {"legs"}
+    assert asked("chat: on\n") == {"legs", "functions"}
+    assert asked("chat: off\n") == set()

@@ -129,9 +129,7 @@ def assembled(tmp_path):
             found = entry(tmp_path, f"{without}{i}", {})
             write_block(found.path, SCORES, rows)
             done[job.id] = found
-            done[job.id.replace("judge", "generate", 1)] = replace(
-                found, result={"truncated": 1, "unfinished": 2 * ("own" in job.id)}
-            )
+            done[job.id.replace("judge", "generate", 1)] = found
         return record.assemble(replace(planned, chat=chat), Progress(done=done))
 
     return results
@@ -141,18 +139,19 @@ def test_who_is_asked_in_a_template_and_what_came_to_no_end(assembled):
     results = assembled(chat=frozenset({"good"})).results
     models = results["models"]
     assert {name: row.get("chat") for name, row in models.items()} == {name: None for name in models} | {"good": True}
-    blocks = 2  # of the quiz, dev and test
-    assert models["base"]["scores"]["own"]["tasks"]["quiz"]["unfinished"] == 2 * blocks
-    assert models["base"]["scores"]["own"]["tasks"]["quiz"]["truncated"] == blocks
+    quiz = models["base"]["scores"]["own"]["tasks"]["quiz"]
+    assert (quiz["unfinished"], quiz["truncated"]) == (2 * quiz["n"], quiz["n"]), "of the items that count alone"
+    assert results["suite"]["groups"]["own"]["tasks"]["quiz"]["n"]["dev"] > 0
+    assert models["drawn"]["text"]["text"]["truncated"] == 2 * models["base"]["text"]["text"]["truncated"], "two seeds"
     assert "unfinished" not in models["base"]["text"]["text"]
     assert "samples" not in results["suite"]["groups"]["own"]
 
 
 def _judged(task: str, size: int, rate: float) -> dict:
     if task == "quiz":
-        return {"score": float(size % 2), "also": {}}
+        return {"score": float(size % 2), "also": {}, "truncated": 1, "unfinished": 2}
     bits = size * rate * (1.1 if size % 2 else 0.9)
-    return {"score": bits / size, "also": {"bits": bits, "bytes": float(size)}}
+    return {"score": bits / size, "also": {"bits": bits, "bytes": float(size)}, "truncated": 1}
 
 
 def test_bits_per_byte_stand_beside_the_scores_and_count_for_none_of_them(assembled):

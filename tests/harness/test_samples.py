@@ -115,3 +115,14 @@ def test_answers_that_the_store_no_longer_has(run, tmp_path):
         folder.rename(tmp_path / f"gone-{folder.name}")
     with pytest.raises(UsageError, match="has no more answers of a g/quiz/test.0"):
         run("a")
+
+
+def test_a_task_in_two_groups_is_named_with_its_group(run, tmp_path):
+    keys = json.loads((tmp_path / "runs" / "mine-01234567" / "objects.json").read_text())
+    more = {job.replace("g/essay", "h/quiz"): key for job, key in keys.items() if "g/essay" in job}
+    (tmp_path / "runs" / "mine-01234567" / "objects.json").write_text(json.dumps({**keys, **more}))
+    with pytest.raises(UsageError, match="'quiz' was asked in several groups: name one as g/quiz or h/quiz"):
+        run("a")
+    assert [sample["doc_id"] for sample in run("a", "g/quiz")["samples"]] == [2, 5]
+    with pytest.raises(UsageError, match="was not scored on 'essay'; it was on quiz"):
+        run("a", "h/essay")
