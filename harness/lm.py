@@ -58,8 +58,6 @@ class Live(HFLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **named: Any) -> list[tuple[float, bool]]:
         """(natural log-likelihood of the choice, whether each of its tokens is the likeliest), for each request."""
-        if self.backend != "causal":
-            return super()._loglikelihood_tokens(requests, **named)
         answers: dict[int, tuple[float, bool]] = {}
         for groups in _groups(requests, self.max_length):
             batches = list(_batches(groups, self.batch_size))
@@ -83,6 +81,8 @@ class Live(HFLM):
         whole = [log_probs for _, log_probs in self._read(few, (0, 0))]
         try:
             parts = [log_probs for _, log_probs in self._read(few, cuts)]
+        except torch.OutOfMemoryError:
+            raise
         except Exception:
             # What a model does with a cache that it has no place for is its own affair: it can be read in whole.
             return False

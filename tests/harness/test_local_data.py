@@ -344,3 +344,19 @@ def test_a_code_task_counts_passes(folder: Path, kept: Path) -> None:
     assert (task.metric, task.language, task.kind) == ("pass@1", "lua", "code")
     with pytest.raises(TaskError, match="task 'multiple-lua' has no score 'acc' that can count: it has pass@1"):
         one("multiple-lua", kept, str(folder), "acc")
+
+
+def test_a_task_may_be_in_two_groups_if_it_is_asked_one_way(folder: Path, kept: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "m")
+    store = store_of(tmp_path / "store", kept)
+
+    def groups(metric: str) -> dict[str, tuple[str, ...]]:
+        (tmp_path / "s.yaml").write_text(
+            f"suite: s\nmodels: {{m: {{from: ./m}}}}\ndata: {folder}\n"
+            f"evaluate:\n  a: {{tasks: [arc_easy]}}\n  b: {{tasks: [arc_easy], metric: {metric}}}\n"
+        )
+        return dict(gather(load_suite(tmp_path / "s.yaml"), store).groups)
+
+    assert groups("acc_norm") == {"a": ("arc_easy",), "b": ("arc_easy",)}, "its usual metric, said aloud"
+    with pytest.raises(TaskError, match="scored by 'acc_norm' in one and by 'acc' in the other"):
+        groups("acc")
