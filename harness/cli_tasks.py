@@ -138,7 +138,11 @@ def tasks(store: Path | None, as_json: bool) -> None:
     from harness.report import print_rows, task_rows
 
     found = task_rows(store_of(store))
-    print_json(found) if as_json else print_rows(found)
+    if as_json:
+        print_json(found)
+    else:
+        print_rows(found)
+        click.echo("lm-eval's tasks, groups and tags by their names: bbh_cot_fewshot, leaderboard_bbh, gsm8k, ...")
 
 
 @click.command()
