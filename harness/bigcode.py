@@ -55,6 +55,9 @@ NEWEST = (3, 12)
 """There is no tree_sitter 0.21 for a later Python."""
 
 INSTALL = "fuse-bench doctor --install bigcode"
+SECONDS, FETCH_SECONDS = 60.0, 900.0
+"""That the other side may take besides one for every item or row, and more where it fetches data from the hub."""
+
 MAX_TOKENS = 512
 """That a generation may have, where bigcode gives 512 to prompt and generation together."""
 
@@ -128,22 +131,33 @@ def _step(command: Sequence[str]) -> None:
 
 
 def _ask(venv: Path, request: Mapping[str, Any], offline: bool = True) -> dict[str, Any]:
-    """What the other side answers. Raises TaskError if it does not."""
+    """What the other side answers. Raises TaskError if it does not, or not in time."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(
-        [str(_python(venv)), "-I", str(_SIDE)],
-        input=json.dumps({**request, "languages": list(LANGUAGES)}),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+    limit = SECONDS + len(request.get("items") or request.get("rows") or ()) + (0.0 if offline else FETCH_SECONDS)
+    try:
+        done = subprocess.run(
+            [str(_python(venv)), "-I", str(_SIDE)],
+            input=json.dumps({**request, "languages": list(LANGUAGES)}),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=limit,
+            check=False,
+        )
+        if done.returncode == 0:
+            return dict(json.loads(done.stdout))
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1] + f" (status {done.returncode})"
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {limit:g} s"
+    except (OSError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+    of = f" at task '{PREFIX}{request['task']}'" if "task" in request else ""
+    raise TaskError(
+        f"bigcode-evaluation-harness in {venv} failed{of}: {why}; try again, and if it fails again remove that folder "
+        f"and run `{INSTALL}`"
     )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise TaskError(f"bigcode-evaluation-harness in {venv} failed: {said[-1]}")
-    return dict(json.loads(done.stdout))
 
 
 def catalogue(venv: Path) -> dict[str, str | None]:
@@ -250,6 +264,8 @@ def _config(own: str, told: Mapping[str, Any]) -> dict[str, Any]:
             "timeout": told["timeout"],
             "metric": "exact_match" if told["how"] == "texts" else "pass@1",
             "revision": told["revision"],
+            # What is asked of a text, and by what, is part of the task: another side script is another task.
+            "side": _digest([_stamp(), file_digest(_SIDE)]),
             "chance": 0.0,
         },
     }

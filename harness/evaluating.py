@@ -16,7 +16,7 @@ from harness import bigcode, sandbox, tasks
 from harness.errors import UsageError
 from harness.evaluated import BATCH_SIZE, SAMPLING_KEYS, sampling
 from harness.judge import judge
-from harness.programs import completion_of, pass_at
+from harness.programs import pass_at
 from harness.run import Options, Outcome, carry_out
 from harness.spec import Group, Source, Suite
 from harness.store import digest_of
@@ -44,7 +44,7 @@ class Asked:
     samples: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    chat: str = "auto"
+    chat: str = "off"
 
 
 def evaluate(asked: Asked, options: Options) -> Outcome:
@@ -74,7 +74,7 @@ def suite_of(asked: Asked) -> Suite:
         },
         **({"sandbox": "any"} if asked.weak_sandbox else {}),
         "trust_task_code": asked.trust,
-        **({"chat": asked.chat} if asked.chat != "auto" else {}),
+        **({"chat": asked.chat} if asked.chat != "off" else {}),
     }
     return Suite(
         name=str(said["suite"]),
@@ -149,8 +149,9 @@ def judge_generations(
     """Run programs that were made elsewhere against a code task's tests.
 
     file: JSON, a list of samples for each problem, in the order of the task's data, as the bigcode harness writes them;
-    a sample is a completion, or begins with the problem's prompt. It may end early, and then the first problems are
-    scored. cache: of descriptions of tasks, in the store. weak_sandbox: they may run at the weakest level.
+    a sample is a whole program, run as it is, or a completion of the problem's prompt, which ends at the task's stop
+    sequences (see programs.is_whole). It may end early, and then the first problems are scored. cache: of descriptions
+    of tasks, in the store. weak_sandbox: they may run at the weakest level.
 
     Returns {"task", "sandbox", "problems", "of", "samples", "pass@1", ...[pass@k], "verdicts": [{"id", "programs":
     [{"passed", "reason"}]}]}, pass@k the unbiased estimate (Chen et al. 2021, arXiv:2107.03374, equation 1).
@@ -161,16 +162,8 @@ def judge_generations(
     source = found.source
     loaded = load.load(Path(source), trust)
     samples = _samples(file, task, len(loaded.ids))
-    # The programs of a task of bigcode's are taken as its file has them.
-    whole = load.rows_of(loaded.definition) == "bigcode"
     responses = [
-        {
-            "id": loaded.ids[i],
-            "doc_id": i,
-            "resps": [[text if whole else completion_of(loaded.docs[i], text) for text in texts]],
-            "postprocessed": whole,
-        }
-        for i, texts in enumerate(samples)
+        {"id": loaded.ids[i], "doc_id": i, "resps": [texts], "postprocessed": True} for i, texts in enumerate(samples)
     ]
     records = judge(source, responses, sandbox=level, trust=trust)
     passed = [[program["passed"] for program in record["programs"]] for record in records]

@@ -7,7 +7,7 @@ from typing import Any
 from harness import bigcode, facts, runs, samples
 from harness.errors import UsageError
 from harness.evaluating import task_named
-from harness.programs import program_of
+from harness.programs import of_rows
 from harness.store import Store
 from harness.suite import load as load_suite
 from harness.tasks import Task, load
@@ -25,15 +25,12 @@ def write(run: str, model: str, task: str, file: Path, out: Path, root: Path) ->
     loaded = load.load(Path(found.source), trust=True)
     if found.kind != "code":
         raise UsageError(f"'{task}' is no code task: generations are programs")
-    if any(loaded.ids[one["doc_id"]] != one["id"] for one in responses if one["doc_id"] < len(loaded.ids)):
+    if any(one["doc_id"] >= len(loaded.ids) or loaded.ids[one["doc_id"]] != one["id"] for one in responses):
         raise UsageError(f"the data of '{task}' are no longer those that {run_dir.name} had: run it again")
-    kind = load.rows_of(loaded.definition)
-    docs = [loaded.docs[one["doc_id"]] for one in responses]
-    if kind == "bigcode":
+    if load.rows_of(loaded.definition) == "bigcode":
         texts = bigcode.texts(loaded, responses)
     else:
-        said = [one["resps"][0] for one in responses]
-        texts = [[program_of(kind, doc, text).program for text in some] for doc, some in zip(docs, said, strict=True)]
+        texts = [[program.program for program in some] for some in of_rows(loaded, responses)[1]]
     written = dict(zip((one["doc_id"] for one in responses), texts, strict=True))
     bigcode.write_generations(file, written, len(loaded.ids))
     return len(written)
@@ -46,7 +43,8 @@ def _task(run_dir: Path, name: str, store: Store) -> Task:
     if not path.is_file():
         return task_named(name, store.root / "facts")
     suite = load_suite(path, planning=True)
-    for group in (group for group in suite.groups if group.text is None):
+    asked, _, name = name.rpartition("/")
+    for group in (group for group in suite.groups if group.text is None and asked in ("", group.name)):
         found = {task.name: task for task in facts.tasks_of(suite, group, store, group.tasks).values()}
         if name in found:
             return found[name]

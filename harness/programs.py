@@ -51,7 +51,7 @@ def judge_programs(
     kind = load.rows_of(loaded.definition)
     if kind == "bigcode" and bigcode.is_compared(loaded):
         return _compared(responses, bigcode.scores(loaded, responses))
-    written, programs = _of_bigcode(loaded, responses) if kind == "bigcode" else _of_rows(kind, loaded, responses)
+    written, programs = _of_bigcode(loaded, responses) if kind == "bigcode" else of_rows(loaded, responses)
     seconds = bigcode.seconds(loaded) if kind == "bigcode" else SECONDS.get(kind)
     timed = replace(settings, timeout=settings.timeout or seconds or None)
     verdicts = iter(run_many([program for some in programs for program in some], timed))
@@ -78,14 +78,29 @@ def judge_programs(
     return records
 
 
-def _of_rows(
-    kind: str, loaded: load.Loaded, responses: Sequence[Mapping[str, Any]]
-) -> tuple[list[list[str]], list[list[Program]]]:
-    """What was written, by response and sample, and what is run of it."""
+def of_rows(loaded: load.Loaded, responses: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[list[Program]]]:
+    """What was written, by response and sample, and what is run of it.
+
+    The texts of a response with "postprocessed" were made elsewhere: a program that is whole is run as it is, and any
+    other is a completion, which ends at a stop sequence of the task, like those that are made here.
+    """
+    kind = load.rows_of(loaded.definition)
     until = (loaded.task.config.generation_kwargs or {}).get("until", [])
-    written = [[_cut(text, until) for text in response["resps"][0]] for response in responses]
-    docs = [loaded.docs[response["doc_id"]] for response in responses]
-    return written, [[program_of(kind, doc, text) for text in texts] for doc, texts in zip(docs, written, strict=True)]
+    written: list[list[str]] = []
+    programs: list[list[Program]] = []
+    for response in responses:
+        doc, texts = loaded.docs[response["doc_id"]], response["resps"][0]
+        whole = [bool(response.get("postprocessed")) and is_whole(kind, doc, text) for text in texts]
+        said = [text if all_of_it else _cut(text, until) for text, all_of_it in zip(texts, whole, strict=True)]
+        made = [program_of(kind, doc, text) for text in said]
+        written.append(said)
+        programs.append(
+            [
+                replace(program, program=text) if all_of_it else program
+                for program, text, all_of_it in zip(made, said, whole, strict=True)
+            ]
+        )
+    return written, programs
 
 
 def _of_bigcode(
@@ -133,14 +148,23 @@ def program_of(kind: str, doc: Mapping[str, Any], completion: str) -> Program:
     return Program(doc["prompt"] + completion, doc["tests"], language=LANGUAGES.get(doc["language"], doc["language"]))
 
 
-def completion_of(doc: Mapping[str, Any], text: str) -> str:
-    """A program that was made elsewhere without its row's prompt, where it begins with one, stripped or not."""
-    prompt = doc.get("prompt") or ""
-    start = next((start for start in (prompt, prompt.strip()) if start and text.startswith(start)), "")
-    return text.removeprefix(start)
+def is_whole(kind: str, doc: Mapping[str, Any], text: str) -> bool:
+    """Whether a text is all of a program, and no completion of its row's prompt. kind: of the rows.
+
+    It is if it begins with the prompt, stripped or not, and for HumanEval also if it defines the function, unless it
+    begins indented: that is a completion that runs on. What stands after MBPP's prompts is a program already.
+    """
+    if kind == "mbpp":
+        return False
+    prompt = doc["prompt"]
+    if any(start and text.startswith(start) for start in (prompt, prompt.strip())):
+        return True
+    indented = text.lstrip("\r\n").startswith((" ", "\t"))
+    defines = rf"^(async\s+)?def\s+{re.escape(doc['entry_point'])}\b" if kind == "humaneval" else None
+    return defines is not None and not indented and re.search(defines, text, re.MULTILINE) is not None
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """The text up to the first stop sequence: programs made elsewhere may run on."""
+    """The text up to the first stop sequence: completions made elsewhere may run on."""
     places = [text.find(stop) for stop in ([until] if isinstance(until, str) else until) if stop in text]
     return text[: min(places)] if places else text

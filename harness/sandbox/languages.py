@@ -12,17 +12,24 @@ So none of these passes, in any language: ending early with status 0 (`exit(0)`,
 comment that hides the tests (`__END__`, `?>`, `=begin`), printing, tests that are never reached.
 
 Defeated in one language: C++, a program that defines NDEBUG or an `assert` of its own, for <assert.h> is read again
-before the tests. JavaScript and TypeScript, replacing the functions of node:assert, which is frozen. Go, a `TestMain`
-or an `os.Exit(0)` of the program's own. Lua, an `os.exit` of its own. C#, a failed Debug.Assert, which mono only notes.
+before the tests. JavaScript and TypeScript, replacing the functions of node:assert, which is frozen, `require`, or the
+tests' own function `test`, which they get back before the tests. Rust, an `assert_eq!` or `vec!` of the program's own:
+those of `main` are the library's. Go, a `TestMain` or an `os.Exit(0)` of the program's own. Lua, an `os.exit` of its
+own. C#, a failed Debug.Assert, which mono only notes.
 
 Not defeated in any: a program that reads its own file, binary or memory, finds the token and prints it; one that
 changes the language's own library or the test library from inside (prototypes in JavaScript, `Test::Deep` in Perl,
-`luaunit`, `==` of a class in Ruby, functions of the shell). That is cheating on purpose, by a program that knows of
-this harness. For Python the tests are in another process, where none of it helps.
+`luaunit`, `==` of a class in Ruby, functions of the shell); one that gives a name of the tests another meaning: a
+macro of C++ (`#define triple`, `#define main`), a type of the program's own, named like the library's or returned in
+its place, with an `==` or `equals` that is always true (C++, Rust, Java, C#), a `fmt` of its own in Go. That is
+cheating on purpose, by a program that knows of this harness, and since program and tests are one program there is no
+end to it: a score in these languages is one of models that do not try. For Python the tests are in another process,
+where none of it helps.
 """
 
 import functools
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -79,7 +86,19 @@ class Language:
         return {self.file: whole, **self.beside(program, token)}
 
 
-_FROZEN = "Object.freeze(require('node:assert')); "
+_KEPT = (
+    # A `function require` of the program's is there before its first line, and has no `main`.
+    "const bench$require = require.main && require, bench$assert = Object.freeze(require('node:assert')), "
+    "bench$fs = require('node:fs'), bench$test = test; "
+)
+"""What a program can neither assign nor declare anew, on its first line: it runs before anything of the program."""
+
+# The semicolon ends what the program may leave open, like `if (0)`. The compiler would not have a function assigned.
+_GIVEN_BACK = (
+    ";require = !bench$require ? null : name => name === 'node:assert' ? bench$assert : bench$require(name);\n"
+    "// @ts-ignore\ntest = bench$test;\n"
+)
+_WRITTEN = "bench$fs.writeSync(1, 'FIRST' + 'SECOND\\n');"
 _NODE = {"node": (("node", "nodejs"), "nodejs")}
 _JAVA = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Xss1m", "-XX:ReservedCodeCacheSize=64m")
 _AS_COMPILER = tuple(f"-J{option}" for option in _JAVA)
@@ -155,8 +174,8 @@ LANGUAGES: dict[str, Language] = {
         tools=_NODE,
         version=("{node}", "--version"),
         run=("{node}", "program.js"),
-        guard=_FROZEN,
-        mark=marks.then("require('node:fs').writeSync(1, 'FIRST' + 'SECOND\\n');"),
+        guard=_KEPT,
+        mark=marks.then(_WRITTEN, before=_GIVEN_BACK),
         reserve_mb=16384,
     ),
     "lua": Language(
@@ -216,7 +235,7 @@ LANGUAGES: dict[str, Language] = {
         version=("{rustc}", "--version"),
         build=(("{rustc}", "-C", "linker={cc}", "program.rs", "-o", "program"),),
         run=("{here}/program",),
-        mark=marks.inside('    println!("{}{}", "FIRST", "SECOND");', 1),
+        mark=marks.rust,
         env={"LD_LIBRARY_PATH": "{rustc's folder}/lib"},
         reserve_mb=1024,
     ),
@@ -238,8 +257,8 @@ LANGUAGES: dict[str, Language] = {
         # The language's own declarations are not checked anew for each program: half of the time.
         build=(("{node}", "{tsc}", "--target", "esnext", "--skipLibCheck", "program.ts"),),
         run=("{node}", "program.js"),
-        guard="declare var require: any; " + _FROZEN,
-        mark=marks.then("require('node:fs').writeSync(1, 'FIRST' + 'SECOND\\n');"),
+        guard="declare var require: any; " + _KEPT,
+        mark=marks.then(_WRITTEN, before=_GIVEN_BACK),
         reserve_mb=16384,
     ),
 }
@@ -307,14 +326,26 @@ def _toolchain(language: str, path: str) -> Toolchain:
 def probe() -> dict[str, tuple[bool, str]]:
     """For every language whether its tools are here, and then their version, else what is missing."""
     found = {}
-    for name, known in LANGUAGES.items():
+    for name in LANGUAGES:
         missing = missing_toolchain(name)
-        found[name] = (missing is None, missing or _version(known))
+        found[name] = (missing is None, missing or version(name))
     return found
 
 
-def _version(known: Language) -> str:
-    command = _filled(known.version, _paths(known, os.environ.get("PATH", os.defpath)))
+def version(language: str) -> str:
+    """What a language's tool says of its version, asked once; of Python it is our own.
+
+    For languages whose tools are here: see missing_toolchain. Raises KeyError for an unknown one.
+    """
+    if language == PYTHON:
+        return platform.python_version()
+    return _version(language, os.environ.get("PATH", os.defpath))
+
+
+@functools.cache
+def _version(language: str, path: str) -> str:
+    known = LANGUAGES[language]
+    command = _filled(known.version, _paths(known, path))
     said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     lines = (said.stdout.strip() or said.stderr.strip()).splitlines()
     return lines[0] if lines else "of unknown version"

@@ -16,9 +16,9 @@ def _filled(statement: str, token: str) -> str:
     return statement.replace("FIRST", token[:middle]).replace("SECOND", token[middle:])
 
 
-def then(statement: str) -> Mark:
-    """The statement as the last of the file."""
-    return lambda tests, token: f"{tests}\n{_filled(statement, token)}\n"
+def then(statement: str, before: str = "") -> Mark:
+    """The statement as the last of the file; `before` the tests."""
+    return lambda tests, token: f"{before}{tests}\n{_filled(statement, token)}\n"
 
 
 def inside(statement: str, braces: int, before: str = "") -> Mark:
@@ -31,6 +31,23 @@ def inside(statement: str, braces: int, before: str = "") -> Mark:
         return before + tests[: end.start()] + _filled(statement, token) + "\n" + tests[end.start() :]
 
     return mark
+
+
+MACROS = ("assert", "assert_eq", "assert_ne", "println", "vec")
+"""Of Rust: those that tests use, and what the mark is printed by."""
+
+
+def rust(tests: str, token: str) -> str:
+    """In `main` the macros are the library's: the last definition of a name counts, also over one of the program."""
+    start = re.search(r"\bfn\s+main\s*\(\s*\)\s*\{", tests)
+    if start is None:
+        raise ValueError("the tests have no main()")
+    macros = "".join(
+        f" #[allow(unused_macros)] macro_rules! {name} {{ ($($x:tt)*) => {{ ::std::{name}!($($x)*) }} }}"
+        for name in MACROS
+    )
+    whole = tests[: start.end()] + macros + tests[start.end() :]
+    return inside('    println!("{}{}", "FIRST", "SECOND");', 1)(whole, token)
 
 
 def luaunit(tests: str, token: str) -> str:

@@ -147,7 +147,13 @@ def prompts_digest(loaded: Loaded) -> str:
 
 
 def revision(loaded: Loaded) -> str | None:
-    """The commit of the hub's data set that the items are of, where `datasets` knows it; None for local data."""
+    """The commit of the hub's data set that the items are of; None for local data.
+
+    As the task's metadata say (bigcode's rows are kept as a file), else as `datasets` knows it.
+    """
+    stated = (loaded.definition.config.get("metadata") or {}).get("revision")
+    if stated:
+        return str(stated)
     split = getattr(loaded.task, "dataset", {}).get(loaded.definition.eval_split)
     if not loaded.definition.remote or split is None:
         return None

@@ -43,6 +43,27 @@ const own = require('assert');
 for (const name of Object.keys(own)) { try { own[name] = () => {}; } catch (error) {} }
 function triple(n) {}
 """,
+        "replaces require": """
+var r = require;
+require = n => /assert/.test(n) ? Object.assign(() => {}, { deepEqual() {} }) : r(n);
+function triple(n) {}
+""",
+        "declares a require of its own": """
+function require(n) {
+    return /assert/.test(n) ? Object.assign(() => {}, { deepEqual() {}, freeze: 1 }) : module.require(n);
+}
+function triple(n) {}
+""",
+        "replaces what require loads by": """
+const own = require('module'), load = own._load;
+own._load = (name, ...rest) => /assert/.test(name) ? { deepEqual() {} } : load(name, ...rest);
+function triple(n) {}
+""",
+        "keeps require from coming back": """
+require = () => ({ deepEqual() {} });
+function triple(n) {}
+if (0)""",
+        "replaces the tests": "var test = () => {};\nfunction triple(n) {}",
         "ends itself by a signal": "process.kill(process.pid, 'SIGKILL');\nfunction triple(n) { process.abort(); }",
         "endless loop": "while (true) { try { while (true) {} } catch (error) {} }",
         "endless wait": "Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);",
@@ -82,6 +103,18 @@ long triple(long n) {
     return 3 * n;
 """,
         "kills its parent": _CPP + "long triple(long n) { kill(getppid(), SIGKILL); return 0;",
+    },
+    "rs": {
+        "exits with 0": "fn triple(n: isize) -> Vec<isize> { std::process::exit(0)",
+        "takes the assertions away": "macro_rules! assert_eq { ($($x:tt)*) => {()} }\n"
+        "fn triple(n: isize) -> Vec<isize> { vec![]",
+        "makes the assertions by a macro": "macro_rules! made { ($name:ident) => { macro_rules! $name "
+        "{ ($a:expr, $b:expr) => { () } } } }\nmade!(assert_eq);\nfn triple(n: isize) -> Vec<isize> { vec![]",
+        "imports assertions of its own": "mod own { #[macro_export] macro_rules! nothing { ($($x:tt)*) => {()} } }\n"
+        "use nothing as assert_eq;\nfn triple(n: isize) -> Vec<isize> { Vec::new()",
+        "has vectors of its own": "macro_rules! vec { ($($x:tt)*) => { std::vec::Vec::<isize>::new() } }\n"
+        "fn triple(n: isize) -> Vec<isize> { vec![]",
+        "endless loop": "fn triple(n: isize) -> Vec<isize> { loop {}",
     },
     "sh": {
         "exits with 0": "exit 0\ntriple() {",

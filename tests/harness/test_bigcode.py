@@ -88,6 +88,51 @@ def test_a_task_is_the_same_wherever_store_and_data_lie(store: Path, data: dict[
     assert there.definition.digest() == loaded("humaneval", store, data).definition.digest()
 
 
+def test_another_side_script_is_another_task(
+    store: Path, data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = loaded("humaneval", store, data).definition
+    changed = tmp_path / "bigcode_side.py"
+    changed.write_text(bigcode._SIDE.read_text() + "# changed\n")
+    monkeypatch.setattr(bigcode, "_SIDE", changed)
+    after = loaded("humaneval", store, data).definition
+    sides = [str(one.config["metadata"]["side"]) for one in (before, after)]
+    assert [len(side) for side in sides] == [16, 16] and sides[0] != sides[1]
+    assert after.digest() != before.digest()
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("import os; os.abort()", r"it said nothing \(status -6\)"),
+        ("raise SystemExit('out of order')", r"out of order \(status 1\)"),
+        ("print('{')", "JSONDecodeError: .*"),
+        ("while True: pass", r"no answer within 1\.2 s"),
+    ],
+)
+def test_another_side_that_gives_no_answer(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
+) -> None:
+    (tmp_path / "side.py").write_text(script)
+    monkeypatch.setattr(bigcode, "_SIDE", tmp_path / "side.py")
+    monkeypatch.setattr(bigcode, "SECONDS", 0.2 if "while" in script else 60.0)
+    venv = bigcode.where(store)
+    with pytest.raises(TaskError, match=rf"failed at task 'bigcode/x': .*{says}; try again, .* `{bigcode.INSTALL}`"):
+        bigcode._ask(venv, {"do": "programs", "task": "x", "items": [{}]})
+
+
+def test_an_environment_without_its_python(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"failed: FileNotFoundError.* remove that folder and run"):
+        bigcode._ask(tmp_path / "gone", {"do": "list"})
+
+
+def test_the_revision_of_a_task_is_what_bigcode_loaded(store: Path, data: dict[str, str]) -> None:
+    task = loaded("humaneval", store, data)
+    assert load.revision(task) is None, "local data"
+    task.definition.config["metadata"]["revision"] = "0" * 40
+    assert load.revision(task) == "0" * 40
+
+
 def test_a_task_is_described_once(store: Path, data: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = bigcode.task_file("bigcode/humaneval", store, data)
     monkeypatch.setattr(bigcode, "_ask", lambda *_, **__: pytest.fail("bigcode was asked again"))

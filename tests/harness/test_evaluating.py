@@ -1,6 +1,7 @@
 """`fuse-bench evaluate`: a model on tasks as a run of its own, and programs that were made elsewhere."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_models_and_tasks_make_other_runs(world: Path) -> None:
     json.loads(one.text)
     drawn = others[4].groups[0]
     assert (drawn.samples, drawn.temperature, drawn.top_p) == (2, 0.2, 0.95)
-    assert [other.chat for other in (one, others[7])] == ["auto", "on"]
+    assert [other.chat for other in (one, others[7])] == ["off", "on"]
     with pytest.raises(UsageError, match="3 samples at temperature 0 are all the same"):
         suite_of(Asked(str(world / "my model"), ("pocket_goals",), samples=3, temperature=0.0))
 
@@ -112,6 +113,35 @@ def test_programs_made_elsewhere_are_judged_one_by_one(world: Path, tmp_path: Pa
         and f"3 problems (the first of {len(FUNCTIONS)})" in words
         and "6 passed, 3 failed" in words
     )
+
+
+def test_finished_programs_are_run_as_they_are_and_completions_end_at_a_stop(tmp_path: Path) -> None:
+    """HumanEval/0 as other harnesses may have written it."""
+    data = Path(os.environ.get("FUSE_BENCH_DATA", "/nowhere"), "code", "humaneval.jsonl")
+    if not data.is_file():
+        pytest.skip("FUSE_BENCH_DATA is not set: the folder with code/humaneval.jsonl")
+    row = json.loads(data.read_text(encoding="utf-8").splitlines()[0])
+    prompt, body = row["prompt"], row["canonical_solution"]
+    helped = "    return near(numbers, threshold)\n\n\n"
+    helper = (
+        "def near(numbers, threshold):\n"
+        "    return any(abs(a - b) < threshold for i, a in enumerate(numbers) for b in numbers[:i])\n"
+    )
+    file = "import itertools\n\n" + helper + "\ndef has_close_elements(numbers, threshold):\n" + helped
+    texts = {
+        prompt + helped + helper: True,
+        prompt.strip() + "\n" + helped + helper: True,
+        prompt + helped: False,
+        file: True,
+        file + "\n# a comment\nif __name__ == '__main__':\n    print(has_close_elements([1.0], 1.0))\n": True,
+        file.replace("< threshold", "> threshold"): False,
+        file.replace("has_close_elements", "has_far_elements"): False,
+        body + "\ndef has_close_elements(numbers, threshold):\n    return None\n": True,
+        body + "\nprint(has_close_elements(": True,
+        helped + helper: False,
+    }
+    found = judge_generations(generations(tmp_path, [list(texts)]), "humaneval", tmp_path / "store" / "facts", True)
+    assert [program["passed"] for program in found["verdicts"][0]["programs"]] == list(texts.values())
 
 
 def test_pass_at_k_is_the_share_of_draws_with_one_that_passes() -> None:

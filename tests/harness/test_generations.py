@@ -72,7 +72,10 @@ def test_what_has_no_programs(folder: Path) -> None:
 
 def test_data_that_have_changed(folder: Path, tmp_path: Path) -> None:
     before = (folder / "functions.jsonl").read_text()
-    (folder / "functions.jsonl").write_text("\n".join(reversed(before.splitlines())) + "\n")
-    done = write(folder, "--task", "functions")
-    (folder / "functions.jsonl").write_text(before)
-    assert isinstance(done.exception, UsageError) and "no longer those that wrote-" in str(done.exception)
+    lines = before.splitlines()
+    # In another order, and shorter by the last rows.
+    for after in (lines[::-1], lines[:-2]):
+        (folder / "functions.jsonl").write_text("\n".join(after) + "\n")
+        done = write(folder, "--task", "functions")
+        (folder / "functions.jsonl").write_text(before)
+        assert isinstance(done.exception, UsageError) and "no longer those that wrote-" in str(done.exception)

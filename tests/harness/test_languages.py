@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,22 @@ def test_ending_early_with_status_0_does_not_pass(language: str) -> None:
 
 @pytest.mark.parametrize("language", [name for name in ("js", "ts") if name in HERE and (ALL or name in QUICK)])
 def test_the_assertions_of_node_cannot_be_replaced(language: str) -> None:
-    empty = "eval(\"require('node:assert').deepEqual = () => {}\"); return [0]"
-    (verdict,) = run_many([canary_program(language, {"return [3 * n]": empty})], SandboxSettings())
-    assert not verdict.passed
+    known = "declare var require: any;\n" if language == "ts" else ""
+    forged = "(() => { const no = () => {}; no.deepEqual = () => {}; return no; })()"
+    attempts = [
+        "eval(\"require('node:assert').deepEqual = () => {}\");",
+        f'eval("const real = require; require = name => /assert/.test(name) ? {forged} : real(name)");',
+        f"eval(\"require('node:module')._load = () => {forged}\");",
+        "eval('test = () => {}');",
+        f'eval("require = () => {forged}"); if (0)',
+    ]
+    texts = [f"function triple(n) {{ return [0]; }}\n{attempt}" for attempt in attempts]
+    texts.append("function triple(n) { const util = require('util'); return util.isDeep ? [] : [3 * n]; }\n")
+    tests = canaries.CANARIES[language].tests
+    verdicts = run_many([Program(known + text, tests, language=language) for text in texts], SandboxSettings())
+    assert [verdict.passed for verdict in verdicts] == [False] * len(attempts) + [True]
+    # TypeScript has no `if` without a statement.
+    assert {verdict.reason.partition(":")[0] for verdict in verdicts[:4]} == {"failed"}
 
 
 @pytest.mark.skipif("sh" not in HERE, reason="no bash")
@@ -185,7 +199,7 @@ def test_what_does_not_compile_says_so() -> None:
 
 
 def test_tests_without_a_place_for_the_mark_are_the_tasks_fault() -> None:
-    for language in ("cpp", "lua", "cs"):
+    for language in ("cpp", "lua", "cs", "rs"):
         with pytest.raises(ValueError, match="the tests"):
             LANGUAGES[language].files("", "int main() {", "token")
 
@@ -223,6 +237,18 @@ def test_a_language_that_fails_its_canaries_is_refused(monkeypatch: pytest.Monke
             run_many([Program("def f():\n    return 1", "assert f() == 1")], SandboxSettings())
     finally:
         sandbox._unfit.cache_clear()
+
+
+@pytest.mark.skipif("sh" not in HERE, reason="no bash")
+def test_the_version_of_a_language_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    languages._version.cache_clear()
+    assert languages.version("python") == platform.python_version()
+    found = languages.version("sh")
+    assert found[:1].isdigit() and languages.probe()["sh"] == (True, found)
+    monkeypatch.setattr(languages.subprocess, "run", lambda *_, **__: pytest.fail("it was asked again"))
+    assert languages.version("sh") == found
+    with pytest.raises(KeyError):
+        languages.version("cobol")
 
 
 def test_canaries_and_names_cover_every_language() -> None:

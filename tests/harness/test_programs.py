@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.programs import completion_of, judge_programs, pass_at, program_of
+from harness.programs import is_whole, judge_programs, of_rows, pass_at, program_of
 from harness.sandbox import Program, SandboxSettings, Verdict, run_many
 from harness.tasks import load
 from tests.harness.test_tasks import CODE, FUNCTIONS, write_task
@@ -156,12 +156,37 @@ def test_programs_of_each_kind_of_rows() -> None:
     assert programs["rs"] == Program("pc", "t", language="rs")
 
 
-def test_generations_made_elsewhere_lose_their_prompt() -> None:
-    row = {"prompt": "\ndef f(x):\n"}
-    assert completion_of(row, "\ndef f(x):\n    return x") == "    return x"
-    assert completion_of(row, "def f(x):\n    return x") == "\n    return x"
-    assert completion_of(row, "    return x") == "    return x"
-    assert completion_of({"text": "no prompt"}, "def f(x): ...") == "def f(x): ..."
+def test_which_texts_made_elsewhere_are_whole_programs() -> None:
+    row = {"prompt": '\ndef f(x):\n    """F."""\n', "entry_point": "f"}
+    whole = [
+        row["prompt"] + "    return x",
+        row["prompt"].strip() + "\n    return x",
+        "import math\n\ndef f(x): return x",
+        "async def f(x): return x",
+    ]
+    parts = ["    return x", "\n    return x\n\ndef f(x):\n    return 0\n", "def first(x): ...", "\tdef f(y): ...", ""]
+    assert [is_whole("humaneval", row, text) for text in (*whole, *parts)] == [True] * 4 + [False] * 5
+    # In other languages only what begins with the prompt: the tests close the function that it opens.
+    other = {"prompt": "// F.\nlong f(long x) {\n", "language": "cpp", "tests": "}\nint main() {}"}
+    assert is_whole("multiple", other, "// F.\nlong f(long x) {\n    return x;")
+    assert not is_whole("multiple", other, "long f(long x) {\n    return x;\n}")
+    assert not is_whole("mbpp", {"test_list": [], "prompt": "Add."}, "Add.")
+
+
+def test_programs_made_elsewhere_are_run_as_they_are_and_completions_are_cut(tmp_path: Path) -> None:
+    loaded = load.load(write_task(tmp_path, "functions", CODE, FUNCTIONS))
+    doc = loaded.docs[0]
+    right = doc["canonical_solution"]
+    texts = [f"{doc['prompt']}{right}\ndef more(): ...", f"{right}\ndef more(): ...", f"{doc['prompt']}{right}"]
+    response = {"id": loaded.ids[0], "doc_id": 0, "resps": [texts]}
+    ((written,), (made,)) = of_rows(loaded, [{**response, "postprocessed": True}])
+    assert written == [texts[0], right, texts[2]]
+    assert [program.program for program in made] == [texts[0], texts[2], texts[2]]
+    assert {program.setup for program in made} == {doc["prompt"]}
+    # What a model of ours says after its prompt is a completion, whatever it begins with.
+    ((written,), (made,)) = of_rows(loaded, [response])
+    assert made[2].program == doc["prompt"] + doc["prompt"] + right
+    assert [text.count("more") for text in written] == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------- counted
