@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a plan depends on besides the suite."""
+    """All that a plan depends on besides the suite. toolchains: the versions of what programs run by, by language."""
 
     folders: Mapping[str, FolderFacts]
     tasks: Mapping[str, Task]
@@ -87,6 +87,7 @@ class Facts:
     gpus: tuple[str, ...]
     sandbox: str | None
     missing: tuple[Missing, ...] = ()
+    toolchains: Mapping[str, str] = field(default_factory=dict)
 
 
 def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
@@ -116,25 +117,42 @@ def gather(suite: Suite, store: Store, offline: bool = False) -> Facts:
         else:
             corpora[corpus] = _corpus(corpus, suite.seed)
     gpus = visible_gpus()
+    level: str | None = None
+    toolchains: dict[str, str] = {}
     try:
-        level = _level(suite, tasks)
+        level, toolchains = _programs(suite, tasks)
     except SandboxError as error:
         if not offline:
             raise
-        level = None
         missing.append(Missing("sandbox", str(error)))
     return Facts(
-        folders, tasks, groups, corpora, library_versions(), "cuda" if gpus else "cpu", gpus, level, tuple(missing)
+        folders,
+        tasks,
+        groups,
+        corpora,
+        library_versions(),
+        "cuda" if gpus else "cpu",
+        gpus,
+        level,
+        tuple(missing),
+        toolchains,
     )
 
 
-def _level(suite: Suite, tasks: Mapping[str, Task]) -> str | None:
-    """How programs are isolated, None where there are none. Raises SandboxError where some could not be judged."""
+def _programs(suite: Suite, tasks: Mapping[str, Task]) -> tuple[str | None, dict[str, str]]:
+    """How programs are isolated (None: there are none), and the version of each language that some are written in.
+
+    Raises SandboxError where some could not be judged: without the level, a language's tools, or right verdicts on its
+    canaries.
+    """
     languages = {task.language for task in tasks.values() if task.kind == "code" and task.language}
     if not languages:
-        return None
-    sandbox.check_toolchains(LANGUAGES.get(language, language) for language in languages)
-    return sandbox.accepted(suite.sandbox)
+        return None, {}
+    named = {language: LANGUAGES.get(language, language) for language in languages}
+    sandbox.check_toolchains(named.values())
+    level = sandbox.accepted(suite.sandbox)
+    sandbox.check_languages(level, named.values())
+    return level, {language: sandbox.languages.version(name) for language, name in named.items()}
 
 
 def library_versions() -> dict[str, str]:

@@ -248,6 +248,7 @@ def _scoring(
         **{key: value for key, value in _asked(task).items() if key in ("task", "task_digest")},
         **({"metric": group.metric} if group.metric else {}),
         "sandbox": facts.sandbox if task.kind == "code" else None,
+        **({"toolchain": facts.toolchains.get(str(task.language))} if task.kind == "code" else {}),
         "versions": {name: facts.versions[name] for name in ("lm_eval", "python")},
     }
     where = {"source": task.source, "trust": suite.trust_task_code}

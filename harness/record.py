@@ -20,7 +20,7 @@ from harness.blocks import COUNTED
 from harness.clean import add_clean
 from harness.described import describe, kind_of, replicates
 from harness.drive import Progress
-from harness.facts import environment
+from harness.facts import Facts, environment
 from harness.judged import judged
 from harness.making import instances
 from harness.plan import Plan
@@ -131,7 +131,7 @@ def _suite(plan: Plan) -> dict[str, Any]:
                 "version": task.version, "digest": task.digest, "metric": task.metric, "shots": task.shots,
                 "chance": task.chance, "n": {split: len(items.counted[split]) for split in SPLITS},
                 **({"sandbox": plan.facts.sandbox} if task.kind == "code" else {}),
-                **{key: value for key, value in _from(task).items() if value},
+                **{key: value for key, value in _from(task, plan.facts).items() if value},
             }  # fmt: skip
         text = {} if group.text is None else {"text": True}
         drawn = {"samples": group.samples, "temperature": group.temperature, "top_p": group.top_p}
@@ -145,11 +145,15 @@ def _suite(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _from(task: Task) -> dict[str, Any]:
-    """Digests of a task's items and prompts, its data's revision, and how many items nobody can get right."""
+def _from(task: Task, facts: Facts) -> dict[str, Any]:
+    """Digests of a task's items and prompts, its data's revision, how many items nobody can get right, what ran it."""
     return {
-        "data": task.data, "prompts": task.prompts, "revision": task.revision, "unanswerable": task.unanswerable,
-    }  # fmt: skip
+        "toolchain": facts.toolchains.get(str(task.language)),
+        "data": task.data,
+        "prompts": task.prompts,
+        "revision": task.revision,
+        "unanswerable": task.unanswerable,
+    }
 
 
 def _samples(plan: Plan, progress: Progress, instance: str) -> dict[str, Any]:

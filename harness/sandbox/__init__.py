@@ -222,7 +222,7 @@ def run_many(programs: Sequence[Program], settings: SandboxSettings) -> list[Ver
     right program of its own (canaries.py) from a wrong one.
     """
     name = choose(settings.level)
-    _refuse_unfit(name, (program.language for program in programs))
+    check_languages(name, (program.language for program in programs))
     level = LEVELS[name]
     slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
     workers = max(1, min(settings.parallel, len(programs)))
@@ -278,7 +278,7 @@ def check_toolchains(names: Iterable[str]) -> None:
         raise SandboxError("\n  ".join(lines))
 
 
-def _refuse_unfit(level: str, names: Iterable[str]) -> None:
+def check_languages(level: str, names: Iterable[str]) -> None:
     """SandboxError for the first language that cannot be judged on this machine."""
     used = sorted(set(names))
     check_toolchains(used)

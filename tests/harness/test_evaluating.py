@@ -85,7 +85,7 @@ def test_programs_are_drawn_and_the_counts_are_told(world: Path, tmp_path: Path)
     (tmp_path / "chatty" / "chat_template.jinja").write_text("{{ messages[0].content }}:")
     model, task = str(tmp_path / "chatty"), str(world / "functions.yaml")
     found = evaluating.scores(
-        evaluating.evaluate(Asked(model, (task,), samples=3, temperature=1.0, weak_sandbox=True), options)
+        evaluating.evaluate(Asked(model, (task,), samples=3, temperature=1.0, weak_sandbox=True, chat="on"), options)
     )
     entry = found["tasks"]["functions"]
     assert entry["n"] == len(FUNCTIONS) and 0 < entry["unfinished"] <= 3 * len(FUNCTIONS)

@@ -264,7 +264,7 @@ def test_a_program_that_the_machine_was_too_busy_for_is_tried_again(monkeypatch:
         return sandbox.Verdict(reason == "passed", reason, 1.0, cpu)
 
     monkeypatch.setattr(sandbox, "_verdict", verdict)
-    monkeypatch.setattr(sandbox, "_refuse_unfit", lambda *_: None)
+    monkeypatch.setattr(sandbox, "check_languages", lambda *_: None)
 
     def judged() -> str:
         return run_many([Program("", "")], SandboxSettings("rlimits"))[0].reason
