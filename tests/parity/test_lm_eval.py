@@ -5,7 +5,6 @@ the bench does on the way (blocks, shared contexts, its own stop sequences for B
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,8 @@ def by_lm_eval(lm: HFLM, file: str, split: str, data: Path, folder: Path, limit:
     return list(found["samples"]["beside"])
 
 
-def by_us(live: LiveModel, name: str, cache: Path, limit: int | None) -> dict[str, tuple[Any, dict[str, float]]]:
-    """Our response to each item and its scores by name, by the item's hash."""
+def by_us(live: LiveModel, name: str, cache: Path, limit: int | None) -> list[tuple[Any, dict[str, float]]]:
+    """Our response to each item, and its scores by name."""
     (task,) = tasks.describe([name], Path(), cache).values()
     items = range(len(task.items) if limit is None else limit)
     # In two parts of unequal size, as blocks come.
@@ -104,16 +103,16 @@ def by_us(live: LiveModel, name: str, cache: Path, limit: int | None) -> dict[st
         for response in respond(live, task.source, part, Settings(batch_size=BATCH))
     ]
     scores = judge(task.source, responses)
-    return {
-        one["id"]: (one, {task.metric: two["score"], **two["also"]}) for one, two in zip(responses, scores, strict=True)
-    }
+    named = [{task.metric: one["score"], **one["also"]} for one in scores]
+    return list(zip(responses, named, strict=True))
 
 
-def check_choices(theirs: list[dict[str, Any]], ours: Mapping[str, Any]) -> None:
+def check_choices(theirs: list[dict[str, Any]], ours: list[tuple[Any, dict[str, float]]]) -> None:
     """Each choice's likelihood, and every metric."""
     assert len(theirs) == len(ours)
     for sample in theirs:
-        response, scores = ours[sample["doc_hash"]]
+        response, scores = ours[sample["doc_id"]]
+        assert response["id"] == sample["doc_hash"]
         wanted = [repeats[0][0] for repeats in sample["resps"]]
         assert [repeats[0][0] for repeats in response["resps"]] == pytest.approx(wanted, abs=1e-4, rel=TWO_ULPS)
         assert [r[0][1] for r in response["resps"]] == [r[0][1] for r in sample["resps"]], "greedy or not"
@@ -143,9 +142,10 @@ def test_bbh_by_generation(mode: str, name: str, theirs: HFLM, ours: LiveModel, 
     data = Path(str(DATA)) / "bbh" / f"{name}.jsonl"
     beside = by_lm_eval(theirs, f"bbh/{mode}/{name}.yaml", "test", data, tmp_path, GENERATED)
     mine = by_us(ours, f"bbh_{mode}_{name}", tmp_path / "cache", GENERATED)
-    assert len({sample["doc_hash"] for sample in beside}) == len(mine) == GENERATED
+    assert {sample["doc_id"] for sample in beside} == set(range(len(mine))) == set(range(GENERATED))
     for sample in beside:
-        response, scores = mine[sample["doc_hash"]]
+        response, scores = mine[sample["doc_id"]]
+        assert response["id"] == sample["doc_hash"]
         assert response["prompt_hash"] == sample["prompt_hash"]
         (text,), (theirs_text,) = response["resps"][0], sample["resps"][0]
         if mode == "zeroshot":
