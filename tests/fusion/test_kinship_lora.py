@@ -14,7 +14,7 @@ from fusion.errors import CheckpointError
 from fusion.kinship import lowrank, subspaces
 from fusion.kinship.weights import kinship
 from tests.fusion.models import save_plain
-from tests.fusion.plain_vectors import plain
+from tests.fusion.plain_kinship import plain
 from tests.fusion.test_adapter import DOWN, EMBED, PREFIX, Q, base_tensors, lora, normal, product, save_adapter
 
 GRAM = ("pcc", "cosine", "euclidean", "relative_euclidean", "norm_ratio")

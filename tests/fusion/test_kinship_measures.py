@@ -13,7 +13,7 @@ from fusion.kinship.moments import find_moments, nothing
 from fusion.kinship.weights import WEIGHTS, kinship, summary
 from fusion.methods.trim import kept_count
 from tests.fusion.models import Memory
-from tests.fusion.plain_vectors import plain, plain_signs
+from tests.fusion.plain_kinship import plain, plain_signs
 
 SHAPES = {
     "model.embed_tokens.weight": (50, 16),
