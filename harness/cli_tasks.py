@@ -21,7 +21,9 @@ from harness.spec import CHAT
 @click.command()
 @click.argument("model", required=False)
 @click.option("--task", "tasks", multiple=True, required=True, metavar="T", help="A task's name or file; again.")
-@click.option("--limit", type=click.IntRange(1), help="Items of each task that count.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Items of each task that count; whole blocks of 64 are evaluated."
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Prompts at once; moves scores a little.  [default: 32]")
 @click.option("--samples", type=click.IntRange(1), help="Programs for each problem of code tasks.  [default: 1]")
 @click.option("--temperature", type=float, help="That they are drawn at.  [default: 0, or 0.2 for several]")
@@ -64,6 +66,8 @@ def evaluate(
     if generations is not None:
         if len(tasks) > 1:
             raise UsageError("generations are of one task: give one --task")
+        if limit or batch_size or samples or temperature is not None or top_p is not None or chat != "off":
+            raise UsageError("all programs of --generations are judged: --limit, --samples and the like are of a MODEL")
         found = evaluating.judge_generations(
             generations, tasks[0], store_of(store) / "facts", allow_weak_sandbox, trust_task_code
         )

@@ -79,3 +79,9 @@ def test_data_that_have_changed(folder: Path, tmp_path: Path) -> None:
         done = write(folder, "--task", "functions")
         (folder / "functions.jsonl").write_text(before)
         assert isinstance(done.exception, UsageError) and "no longer those that wrote-" in str(done.exception)
+
+
+def test_what_has_no_place_beside_generations(folder: Path) -> None:
+    command = ["evaluate", "--generations", str(folder / "generations.json"), "--task", "humaneval", "--limit", "3"]
+    done = CliRunner().invoke(cli, command)
+    assert isinstance(done.exception, UsageError) and "all programs of --generations are judged" in str(done.exception)
