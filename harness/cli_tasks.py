@@ -21,9 +21,7 @@ from harness.spec import CHAT
 @click.command()
 @click.argument("model", required=False)
 @click.option("--task", "tasks", multiple=True, required=True, metavar="T", help="A task's name or file; again.")
-@click.option(
-    "--limit", type=click.IntRange(1), help="Items of each task that count; whole blocks of 64 are evaluated."
-)
+@click.option("--limit", type=click.IntRange(1), help="Items of each task that count, in blocks of 64.")
 @click.option("--batch-size", type=click.IntRange(1), help="Prompts at once; moves scores a little.  [default: 32]")
 @click.option("--samples", type=click.IntRange(1), help="Programs for each problem of code tasks.  [default: 1]")
 @click.option("--temperature", type=float, help="That they are drawn at.  [default: 0, or 0.2 for several]")
