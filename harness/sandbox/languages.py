@@ -367,12 +367,12 @@ def _found(name: str, commands: tuple[str, ...], path: str) -> str | None:
     return None
 
 
-def _of_rustup(real: str) -> str:
-    """rustc itself: rustup's is a program that looks up which one to start."""
+def _of_rustup(real: str) -> str | None:
+    """rustc itself: rustup's is a program that looks up which one to start; None where its user has none."""
     if os.path.basename(real) != "rustup":
         return real
     said = subprocess.run([real, "which", "rustc"], capture_output=True, text=True, check=False)
-    return said.stdout.strip() or real
+    return said.stdout.strip() or None
 
 
 def _filled(command: tuple[str, ...], words: Mapping[str, str]) -> tuple[str, ...]:

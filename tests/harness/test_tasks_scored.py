@@ -131,7 +131,7 @@ def test_the_revision_of_a_data_set() -> None:
     def of(remote: bool, urls: Sequence[str], files: Sequence[str] = ()) -> str | None:
         info = SimpleNamespace(download_checksums=dict.fromkeys(urls))
         split = SimpleNamespace(info=info, cache_files=[{"filename": name} for name in files])
-        definition = SimpleNamespace(remote=remote, eval_split="test")
+        definition = SimpleNamespace(remote=remote, eval_split="test", config={})
         return load.revision(SimpleNamespace(definition=definition, task=SimpleNamespace(dataset={"test": split})))
 
     assert of(True, [f"hf://datasets/a/b@{commit}/x.parquet"]) == commit
