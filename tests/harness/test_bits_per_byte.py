@@ -14,9 +14,9 @@ from harness import bits_per_byte, judge, stats
 from harness.errors import FuseBenchError, TaskError, UsageError
 from harness.evaluate import LiveModel, Settings, respond
 from harness.tasks import describe_text, texts
-from tests.harness.test_evaluate import one_thread, write_model
+from tests.harness.test_evaluate import write_model
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONTEXT = 24
 DOCUMENTS = [
     {"text": "A cat has four legs. Größe, 中文."},

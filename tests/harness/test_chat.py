@@ -3,13 +3,11 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -26,6 +24,8 @@ from harness.store import Store
 from tests.harness.test_evaluate import SHOTS, loaded, write_model
 from tests.harness.test_plan import facts
 from tests.harness.test_tasks import CHOICE, CODE, FUNCTIONS, GENERATE, QUESTIONS, write_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}"
@@ -45,15 +45,6 @@ candidates:
 evaluate:
   g: {tasks: [quiz], limit: 100}
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing on models this small, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

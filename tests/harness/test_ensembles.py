@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,16 +20,10 @@ from harness.evaluate import LiveModel, Settings, respond
 from tests.harness.test_evaluate import write_model, write_tokenizer
 from tests.harness.test_tasks import CHOICE, CODE, FUNCTIONS, GENERATE, QUESTIONS, write_task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OF_NO_DATA = ("mean_prob", "mean_logit", "perplexity_weighted")
 Models = Mapping[str, Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

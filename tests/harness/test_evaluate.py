@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from harness.errors import FuseBenchError, TaskError
 from harness.evaluate import LiveModel, Settings, respond
 from harness.tasks import load
 from tests.harness.test_tasks import CHOICE, CODE, FUNCTIONS, GENERATE, QUESTIONS, write_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -55,15 +57,6 @@ def write_model(folder: Path, seed: int = 0, context: int = 96, architecture: st
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return Folder(str(folder))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing on models this small, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from harness.errors import TaskError
 from harness.evaluate import Settings, respond
 from harness.judge import judge
 from harness.tasks import describe, load
-from tests.harness.test_evaluate import SHOTS, loaded, one_thread, write_model
+from tests.harness.test_evaluate import SHOTS, loaded, write_model
 from tests.harness.test_tasks import CHOICE, CODE, FUNCTIONS, GENERATE, QUESTIONS, write_task
 
 PARITY = ["legs", "shots", "word"]
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

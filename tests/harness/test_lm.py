@@ -1,7 +1,6 @@
 """Log-likelihoods are lm-eval's, whatever is read once: toy models of several architectures against the plain HFLM."""
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +15,8 @@ from harness.errors import TaskError
 from harness.lm import Live
 from harness.tasks import load
 from tests.harness.test_evaluate import write_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONTEXT, VOCABULARY = 96, 300
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCABULARY}
@@ -36,14 +37,6 @@ WHOLE: dict[str, dict[str, Any]] = {
     "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "context_length": CONTEXT},
 }
 ALL = SHARED | WHOLE
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Programs are drawn as a suite says, the same ones again, and responses that came to no end are counted."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,9 @@ from harness.tasks import load
 from tests.harness.test_evaluate import loaded, write_model
 from tests.harness.test_tasks import CHOICE, CODE, FUNCTIONS, GENERATE, QUESTIONS, write_task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DRAWN = {"samples": 5, "temperature": 1.0, "top_p": 0.95}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing on models this small, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
